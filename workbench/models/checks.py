@@ -1,0 +1,191 @@
+"""The trust card: what was checked when a model was loaded, and what to do where a check is red."""
+
+import html
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+ORDER = ("green", "amber", "red")
+MARKS = {"green": "✓", "amber": "!", "red": "✗"}
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}  # of the largest logit
+PROBE_TEXT = "Mary gave a book to John"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at: its colour, what was found, and what to do if it is not green."""
+
+    name: str
+    colour: str
+    found: str
+    fix: str = ""
+
+
+@dataclass(frozen=True)
+class Card:
+    """All checks of one load; as good as its worst check."""
+
+    checks: tuple[Check, ...]
+
+    @property
+    def colour(self) -> str:
+        """green, amber or red: the worst of the checks."""
+        return max((check.colour for check in self.checks), key=ORDER.index)
+
+    def to_json(self) -> str:
+        """The card as stored in results."""
+        return json.dumps({"colour": self.colour, "checks": [asdict(check) for check in self.checks]})
+
+    def problems(self) -> list[Check]:
+        """The red checks."""
+        return [check for check in self.checks if check.colour == "red"]
+
+    def __repr__(self) -> str:
+        lines = [f"{MARKS[c.colour]} {c.name}: {c.found}" + (f" -> {c.fix}" if c.fix else "") for c in self.checks]
+        return "\n".join([f"trust card: {self.colour}", *lines])
+
+    def html(self, title: str) -> str:
+        """The card as a small table; every text escaped."""
+        return card_html(title, json.loads(self.to_json()))
+
+
+def card_html(title: str, card: dict[str, Any]) -> str:
+    """HTML of a card as `Card.to_json` stores it."""
+    rows = "".join(
+        f"<tr><td>{MARKS[c['colour']]} {c['colour']}</td><th scope='row' style='text-align:left'>"
+        f"{html.escape(c['name'])}</th><td style='text-align:left'>{html.escape(c['found'])}"
+        f"{' <b>' + html.escape(c['fix']) + '</b>' if c['fix'] else ''}</td></tr>"
+        for c in card["checks"]
+    )
+    return f"<table><caption>{html.escape(title)}: trust card {card['colour']}</caption>{rows}</table>"
+
+
+def inspect(
+    bridge: Any,
+    tokenizer: Any,
+    *,
+    probe: torch.Tensor,
+    original: torch.Tensor,
+    adapter_effect: float | None,
+    was_training: bool,
+    folded: bool,
+    bos: bool,
+    experts: int,
+) -> Card:
+    """The card of a freshly bridged model.
+
+    `original` are the logits the module gave on `probe` before it was bridged, [2, 12, vocab]; `adapter_effect` is the
+    largest change its adapter makes to them, None without an adapter; `experts` is 0 for a dense model.
+    """
+    with torch.inference_mode():
+        bridged = bridge(probe.to(original.device)).float()
+    checks = [
+        _parity(bridged, original, bridge.cfg.dtype, folded, adapter_effect),
+        *_adapter(adapter_effect),
+        _mode(bridge, was_training),
+        _tokenizer(tokenizer, bridge.cfg.d_vocab, bos),
+        _hooks(bridge, probe.to(original.device), bridged),
+        *_routers(bridge, probe.to(original.device), experts),
+    ]
+    return Card(tuple(checks))
+
+
+def _parity(bridged: torch.Tensor, original: torch.Tensor, dtype: torch.dtype, folded: bool, adapter) -> Check:
+    """Folding moves all logits of a position together, so it is compared after the softmax."""
+    if folded:
+        bridged, original = bridged.log_softmax(-1), original.log_softmax(-1)
+    scale = max(1.0, original.abs().max().item())
+    gap, allowed = (bridged - original).abs().max().item(), TOLERANCE[dtype] * scale
+    what = "log-probabilities" if folded else "logits"
+    found = f"bridge and original {what} differ by at most {gap:.1e} (allowed {allowed:.0e})"
+    if gap <= allowed:
+        return Check("same numbers", "green", found)
+    fix = "load another family, or trace with override=True knowing that the numbers are not this model's"
+    if adapter is not None:
+        fix = "the bridge drops this adapter; load with merge=True to trace a merged copy"
+    return Check("same numbers", "red", found, fix)
+
+
+def _adapter(effect: float | None) -> Iterator[Check]:
+    if effect is None:
+        return
+    found = f"switching the adapter on moves the logits by up to {effect:.2e}"
+    if effect > 0:
+        yield Check("adapter", "green", found)
+    else:
+        yield Check("adapter", "amber", found, "it changes nothing: check that its weights were trained and loaded")
+
+
+def _mode(bridge: Any, was_training: bool) -> Check:
+    if bridge.training:
+        return Check("evaluation mode", "red", "dropout is on", "call model.bridge.eval()")
+    note = "the copy was put in evaluation mode; your module is still training" if was_training else "dropout is off"
+    return Check("evaluation mode", "green", note)
+
+
+def _tokenizer(tokenizer: Any, d_vocab: int, bos: bool) -> Check:
+    front = f"prompts {'begin with ' + repr(tokenizer.bos_token) if bos else 'have no BOS'}"
+    if len(tokenizer) > d_vocab:
+        fix = "load the tokenizer that was saved with this model"
+        return Check("tokenizer", "red", f"it has {len(tokenizer)} tokens but the model {d_vocab}", fix)
+    ids = tokenizer(PROBE_TEXT, add_special_tokens=False)["input_ids"]
+    back = tokenizer.decode(ids).strip()
+    found = f"{type(tokenizer).__name__}, {len(tokenizer)} tokens; {front}"
+    if back != PROBE_TEXT:
+        fix = "fine for a vocabulary without these words; otherwise load the tokenizer that was saved with this model"
+        return Check("tokenizer", "amber", f"{found}; {PROBE_TEXT!r} comes back as {back!r}", fix)
+    return Check("tokenizer", "green", found)
+
+
+def _hooks(bridge: Any, probe: torch.Tensor, plain: torch.Tensor) -> Check:
+    """An edit of every head's z in the first block must move the logits."""
+
+    def mirror(value: torch.Tensor, hook: Any) -> torch.Tensor:
+        return -value
+
+    with torch.inference_mode():
+        edited = bridge.run_with_hooks(probe, fwd_hooks=[("blocks.0.attn.hook_z", mirror)]).float()
+    moved = (edited - plain).abs().max().item()
+    found = f"an edit of layer 0's head outputs moves the logits by {moved:.1e}"
+    if moved > 0:
+        return Check("edits take effect", "green", found)
+    return Check("edits take effect", "red", found, "heads of this family cannot be patched; load another family")
+
+
+def _routers(bridge: Any, probe: torch.Tensor, experts: int) -> Iterator[Check]:
+    """For each block with a router: float logits, and the experts used are the top-k of these logits."""
+    if not experts:
+        return
+    names = [name for name in bridge.hook_dict if name.endswith(".gate.hook_out")]
+    if not names:
+        fix = "circuits and sinks can be traced; routing cannot be read here"
+        yield Check("routers", "amber", f"{experts} experts a layer, but no router hook is known in this family", fix)
+        return
+    kept: dict[str, torch.Tensor] = {}
+    indices = [name.replace("hook_out", "hook_expert_indices") for name in names]
+
+    def keeper(name: str):
+        def keep(value: Any, hook: Any) -> None:
+            kept[name] = value[0] if isinstance(value, tuple) else value
+
+        return keep
+
+    hooks = [(name, keeper(name)) for name in (*names, *indices) if name in bridge.hook_dict]
+    with torch.inference_mode():
+        bridge.run_with_hooks(probe, fwd_hooks=hooks)
+    wrong = [name for name, used in zip(names, indices, strict=True) if not _routes(kept.get(name), kept.get(used))]
+    if not wrong:
+        yield Check("routers", "green", f"in {len(names)} layers the experts used are the top of the router's logits")
+        return
+    fix = "circuits and sinks can be traced; do not read routing from this family's hooks"
+    yield Check("routers", "amber", f"{len(wrong)} of {len(names)} routers fail their self-check ({wrong[0]})", fix)
+
+
+def _routes(logits: torch.Tensor | None, used: torch.Tensor | None) -> bool:
+    if logits is None or used is None or not logits.is_floating_point() or used.is_floating_point():
+        return False
+    best = logits.topk(used.shape[-1], dim=-1).indices
+    return bool((best.sort(-1).values == used.sort(-1).values).all())

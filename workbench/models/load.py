@@ -1,0 +1,305 @@
+"""Loading a model so that its every head can be read and changed: references, live modules, adapters."""
+
+import contextlib
+import copy
+import hashlib
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from transformer_lens.model_bridge import TransformerBridge
+
+from workbench.models.checks import Card, inspect
+from workbench.models.reference import ModelError, Source, find
+
+Edit = Callable[[torch.Tensor], torch.Tensor]
+EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A loaded model, its tokenizer and its trust card.
+
+    Every analysis talks to this object only: `logits`, `capture`, `encode`, and the sizes. Hooks are named as
+    transformer_lens names them, `blocks.{layer}.attn.hook_z` and so on.
+    """
+
+    bridge: TransformerBridge
+    tokenizer: Any
+    reference: str
+    hash: str
+    card: Card
+    spec: Mapping[str, Any]
+    checkpoint: int = -1
+    bos: bool = True
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def n_layers(self) -> int:
+        """Number of blocks."""
+        return self.bridge.cfg.n_layers
+
+    @property
+    def n_heads(self) -> int:
+        """Query heads in each block."""
+        return self.bridge.cfg.n_heads
+
+    @property
+    def context(self) -> int:
+        """Longest prompt the model takes, in tokens."""
+        return self.bridge.cfg.n_ctx
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.bridge.parameters()).device
+
+    def logits(self, tokens: np.ndarray, edits: Mapping[str, Edit] | None = None) -> torch.Tensor:
+        """Logits, float32 [batch, pos, vocab], with each hook in `edits` replaced by what its function returns."""
+        hooks = [(name, _as_hook(edit)) for name, edit in (edits or {}).items()]
+        with torch.inference_mode():
+            return self.bridge.run_with_hooks(self.tensor(tokens), fwd_hooks=hooks, return_type="logits").float()
+
+    def capture(self, tokens: np.ndarray, names: Sequence[str]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Logits as above, and the activation at each named hook."""
+        kept: dict[str, torch.Tensor] = {}
+
+        def keep(name: str) -> Edit:
+            return lambda value: kept.setdefault(name, value.detach())
+
+        logits = self.logits(tokens, {name: keep(name) for name in names})
+        missing = [name for name in names if name not in kept]
+        if missing:
+            raise ModelError(f"This model family has no hook '{missing[0]}', so this analysis cannot read it.")
+        return logits, kept
+
+    def tensor(self, array: np.ndarray) -> torch.Tensor:
+        """An array on the model's device."""
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+
+    def encode(self, text: str) -> np.ndarray:
+        """Token ids of a text, int64 [pos], with BOS in front where this model is run with one."""
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return np.array([self.tokenizer.bos_token_id] * self.bos + ids, dtype=np.int64)
+
+    def tokens(self, ids: np.ndarray) -> list[str]:
+        """The text of each token id."""
+        return [self.tokenizer.decode([int(i)]) or "·" for i in ids]
+
+    def _repr_html_(self) -> str:
+        return self.card.html(self.reference)
+
+    def __repr__(self) -> str:
+        size = f"{self.n_layers} layers x {self.n_heads} heads"
+        return f"Model({self.reference!r}, {size}, {self.attrs['dtype']} on {self.device}, card {self.card.colour})"
+
+
+def _as_hook(edit: Edit) -> Callable:
+    return lambda value, hook: edit(value)
+
+
+def choose_device(device: str | None = None) -> str:
+    """The device asked for, or the first there is of cuda, mps and cpu."""
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise ModelError(f"The device '{device}' is not available on this machine; use 'cpu' or leave it out.") from None
+    return device
+
+
+def load(
+    reference: str | os.PathLike,
+    *,
+    device: str | None = None,
+    dtype: str = "float32",
+    fold: bool = False,
+    bos: bool | None = None,
+    merge: bool = False,
+    override: bool = False,
+    trust_remote_code: bool = False,
+) -> Model:
+    """A model ready to trace.
+
+    Args:
+        reference: `zoo/<name>` (with `@step` for a training checkpoint), a local directory, or a hub id.
+        device: `cuda`, `mps` or `cpu`; the first available if left out.
+        dtype: `float32`, `bfloat16` or `float16`.
+        fold: fold layer norms and value biases and centre the writing weights, as direct logit attribution wants.
+            Raw weights (the default) are what norms and sink figures want.
+        bos: put BOS in front of prompts; as the tokenizer does if left out.
+        merge: merge an adapter into a copy of the weights, where the bridge cannot carry it live.
+        override: trace even if the trust card is red.
+        trust_remote_code: let the model's own code run.
+
+    Raises:
+        ModelError: naming what is wrong with the reference, the files or the device.
+    """
+    source = find(reference)
+    with _quiet():
+        module, tokenizer = _read(source, DTYPES[_known_dtype(dtype)], trust_remote_code)
+    options = {"device": device, "dtype": dtype, "fold": fold, "bos": bos, "merge": merge, "override": override}
+    spec = {"reference": source.reference, **options, "trust_remote_code": trust_remote_code}
+    return _boot(module, tokenizer, source, spec)
+
+
+def wrap(
+    module: torch.nn.Module,
+    tokenizer: Any,
+    *,
+    name: str = "live",
+    fold: bool = False,
+    bos: bool | None = None,
+    merge: bool = False,
+    override: bool = False,
+) -> Model:
+    """A live transformers or PEFT model ready to trace; the module itself is copied, never changed.
+
+    The arguments are those of `load`. The result cannot be sent to the engine, which loads by reference.
+    """
+    copied = copy.deepcopy(module)
+    device, dtype = str(next(module.parameters()).device), str(next(module.parameters()).dtype).removeprefix("torch.")
+    options = {"device": device, "dtype": dtype, "fold": fold, "bos": bos, "merge": merge, "override": override}
+    source = Source(name, Path(), -1)
+    return _boot(copied, tokenizer, source, {"reference": "", **options}, _weights_hash(module))
+
+
+def _known_dtype(dtype: str) -> str:
+    if dtype not in DTYPES:
+        raise ModelError(f"There is no dtype '{dtype}'; use one of {', '.join(DTYPES)}.")
+    return dtype
+
+
+def _read(source: Source, dtype: torch.dtype, trust_remote_code: bool) -> tuple[torch.nn.Module, Any]:
+    """Module and tokenizer from a checked directory; an adapter's base model is found by its own reference."""
+    safe = {"use_safetensors": True, "trust_remote_code": trust_remote_code, "dtype": dtype, "local_files_only": True}
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            source.folder, local_files_only=True, trust_remote_code=trust_remote_code
+        )
+        if (source.folder / "adapter_config.json").is_file():
+            return _read_adapter(source.folder, safe), tokenizer
+        return transformers.AutoModelForCausalLM.from_pretrained(source.folder, **safe), tokenizer
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(f"'{source.reference}' could not be read by transformers: {reason}") from error
+
+
+def _read_adapter(folder: Path, safe: dict[str, Any]) -> torch.nn.Module:
+    from peft import PeftConfig, PeftModel
+
+    base = find(PeftConfig.from_pretrained(str(folder)).base_model_name_or_path or "")
+    module = transformers.AutoModelForCausalLM.from_pretrained(base.folder, **safe)
+    return PeftModel.from_pretrained(module, str(folder))
+
+
+def _boot(
+    module: torch.nn.Module, tokenizer: Any, source: Source, spec: dict[str, Any], weights_hash: str | None = None
+) -> Model:
+    """Bridge a module this function may change, and inspect the result."""
+    device = choose_device(spec["device"])
+    training = module.training
+    module = module.eval().to(device)
+    probe = probe_tokens(tokenizer, module.config)
+    experts = max(getattr(module.config, name, 0) or 0 for name in EXPERT_COUNTS)
+    original, adapter_effect = _original_logits(module, probe.to(device))
+    if spec["merge"] and hasattr(module, "merge_and_unload"):
+        module = module.merge_and_unload()
+    with _quiet(), tempfile.TemporaryDirectory() as folder:
+        bare = module.get_base_model() if hasattr(module, "get_base_model") else module
+        saved = _saved_tokenizer(tokenizer, folder)
+        try:
+            bridge = TransformerBridge.boot_transformers(
+                str(source.folder), hf_model=bare, tokenizer=saved, device=device, dtype=DTYPES[spec["dtype"]]
+            )
+        except (ValueError, KeyError, AttributeError, NotImplementedError) as error:
+            raise ModelError(f"transformer_lens cannot bridge '{source.reference}': {error}") from error
+        if spec["fold"]:
+            bridge.enable_compatibility_mode(disable_warnings=True)
+    bridge.eval().requires_grad_(False)
+    bos = _bos(tokenizer, spec["bos"])
+    card = inspect(
+        bridge,
+        tokenizer,
+        probe=probe,
+        original=original,
+        adapter_effect=adapter_effect,
+        was_training=training and not source.folder.parts,
+        folded=spec["fold"],
+        bos=bos,
+        experts=experts,
+    )
+    model_hash = weights_hash or source.hash
+    attrs = {"dtype": spec["dtype"], "device": device, "folding": "folded" if spec["fold"] else "raw", "bos": int(bos)}
+    return Model(bridge, tokenizer, source.reference, model_hash, card, spec, source.checkpoint, bos, attrs)
+
+
+def probe_tokens(tokenizer: Any, config: Any) -> torch.Tensor:
+    """Random token ids, the same at every load, int64 [2, 12]: what the trust card compares logits on."""
+    size = min(len(tokenizer), getattr(config, "vocab_size", len(tokenizer)))
+    return torch.randint(0, size, (2, 12), generator=torch.Generator().manual_seed(0))
+
+
+def _original_logits(module: torch.nn.Module, probe: torch.Tensor) -> tuple[torch.Tensor, float | None]:
+    """Logits of the module before it is bridged, and how far its adapter moves them (None without one)."""
+    with torch.inference_mode():
+        logits = module(input_ids=probe, use_cache=False).logits.float()
+        if not hasattr(module, "disable_adapter"):
+            return logits, None
+        with module.disable_adapter():
+            off = module(input_ids=probe, use_cache=False).logits.float()
+    return logits, (logits - off).abs().max().item()
+
+
+def _saved_tokenizer(tokenizer: Any, folder: str) -> Any:
+    """The tokenizer as read back from disk: the bridge cannot take one that was never saved."""
+    if tokenizer.init_kwargs.get("name_or_path"):
+        return tokenizer
+    tokenizer.save_pretrained(folder)
+    return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def _bos(tokenizer: Any, wanted: bool | None) -> bool:
+    if wanted and tokenizer.bos_token_id is None:
+        raise ModelError("This tokenizer has no BOS token; load the model with bos=False.")
+    if wanted is not None:
+        return wanted
+    ids = tokenizer("a")["input_ids"]
+    return tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]
+
+
+def _weights_hash(module: torch.nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the loading bars and the dozens of notes that transformers and transformer_lens write."""
+    level = transformers.logging.get_verbosity()
+    bars = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    disabled, logging.root.manager.disable = logging.root.manager.disable, logging.WARNING
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.root.manager.disable = disabled
+        transformers.logging.set_verbosity(level)
+        if bars:
+            transformers.utils.logging.enable_progress_bar()

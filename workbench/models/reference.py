@@ -1,0 +1,153 @@
+"""Where a model reference points, and the fingerprint of what is there; needs no torch.
+
+A reference is `zoo/<name>`, a hub id, or a local directory; `@` adds a training checkpoint of a zoo model
+(`zoo/tasks@500`) or a hub revision (`EleutherAI/pythia-70m@step1000`).
+"""
+
+import functools
+import hashlib
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from workbench.registry import WorkbenchError
+
+ZOO = Path(__file__).parent.parent / "zoo"
+WEIGHTS = ("*.safetensors",)
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "spiece.model")
+HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+CONVERSION = (
+    "Convert them once, where you trust the file: "
+    "AutoModelForCausalLM.from_pretrained(directory).save_pretrained(new_directory)"
+)
+
+
+class ModelError(WorkbenchError):
+    """A model that cannot be found, read or trusted."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checked model directory: safetensors weights, a configuration and a tokenizer lie in it."""
+
+    reference: str
+    folder: Path
+    checkpoint: int = -1  # training step; -1 for the final weights
+
+    @property
+    def hash(self) -> str:
+        """Sixteen hexadecimal digits that change whenever a weight, the configuration or the tokenizer does."""
+        files = [path for pattern in ("*.safetensors", "*.json") for path in sorted(self.folder.glob(pattern))]
+        stats = tuple((str(path), path.stat().st_mtime_ns) for path in files if path.name != "training.json")
+        return _content_hash(stats)
+
+
+@functools.lru_cache(maxsize=64)
+def _content_hash(stats: tuple[tuple[str, int], ...]) -> str:
+    digest = hashlib.sha256()
+    for path, _ in stats:
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def zoo_names() -> list[str]:
+    """The shipped models, as references: `zoo/<name>`."""
+    return [f"zoo/{path.parent.name}" for path in sorted(ZOO.glob("*/config.json"))]
+
+
+def checkpoints(reference: str) -> list[int]:
+    """Training steps at which a zoo model was kept, in order; empty for other models."""
+    name = reference.partition("@")[0]
+    folder = ZOO / name.removeprefix("zoo/") / "checkpoints" if name in zoo_names() else None
+    return sorted(int(path.name.removeprefix("step_")) for path in folder.glob("step_*")) if folder else []
+
+
+def find(reference: str | os.PathLike) -> Source:
+    """The directory a reference points to, fetched from the hub if it must be, and checked.
+
+    Raises:
+        ModelError: when there is no such model, its weights are pickled, damaged or missing, or it has no tokenizer.
+    """
+    text = str(reference)
+    name, _, mark = text.partition("@")
+    if name.startswith("zoo/"):
+        return _zoo(text, name, mark)
+    folder = Path(text).expanduser()
+    if folder.is_dir():
+        return Source(text, check_folder(folder.resolve()))
+    if folder.is_absolute() or text.startswith((".", "~")) or text.count("/") > 1:
+        raise ModelError(f"There is no directory '{text}'; give the path of a model saved by transformers.")
+    return Source(text, check_folder(_from_hub(name, mark or None)))
+
+
+def _zoo(text: str, name: str, mark: str) -> Source:
+    if name not in zoo_names():
+        raise ModelError(f"The zoo has no model '{name}'; it has: {', '.join(zoo_names())}.")
+    folder = ZOO / name.removeprefix("zoo/")
+    if not mark:
+        return Source(text, check_folder(folder))
+    kept = checkpoints(name)
+    if not mark.isdigit() or int(mark) not in kept:
+        steps = ", ".join(map(str, kept))
+        raise ModelError(f"'{name}' has no checkpoint '{mark}'; it was kept at the steps {steps}.")
+    return Source(text, check_folder(folder / "checkpoints" / f"step_{int(mark):05d}"), int(mark))
+
+
+def _from_hub(name: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+        raise ModelError(f"'{name}' is not a model reference; {_known()}.")
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(HUB_FILES)))
+    except (OSError, ValueError, HFValidationError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(
+            f"There is no model '{name}' here, and the hub gave none ({type(error).__name__}: {reason}); {_known()}."
+        ) from None
+
+
+def _known() -> str:
+    return f"use one of {', '.join(zoo_names())}, the path of a directory saved by transformers, or a hub id"
+
+
+def check_folder(folder: Path) -> Path:
+    """The folder, once it is known to hold whole safetensors weights, a configuration and a tokenizer.
+
+    Raises:
+        ModelError: saying what is missing or damaged and how to mend it.
+    """
+    if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
+        raise ModelError(f"'{folder}' has no config.json; save the model there with model.save_pretrained(directory).")
+    weights = [path for pattern in WEIGHTS for path in folder.glob(pattern)]
+    if not weights:
+        pickled = [path.name for pattern in PICKLES for path in folder.glob(pattern)]
+        if pickled:
+            raise ModelError(f"'{folder}' holds pickled weights ({pickled[0]}), which can run code. {CONVERSION}.")
+        raise ModelError(f"'{folder}' has no .safetensors weights; save the model there with save_pretrained.")
+    for path in (*weights, *_listed_shards(folder)):
+        _check_safetensors(path)
+    if not any((folder / name).is_file() for name in TOKENIZERS):
+        raise ModelError(f"'{folder}' has no tokenizer; save it there with tokenizer.save_pretrained(directory).")
+    return folder
+
+
+def _listed_shards(folder: Path) -> set[Path]:
+    index = folder / "model.safetensors.index.json"
+    return {folder / name for name in json.loads(index.read_text())["weight_map"].values()} if index.is_file() else set()
+
+
+def _check_safetensors(path: Path) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            file.keys()
+    except (SafetensorError, OSError) as error:
+        reason = "is missing" if not path.exists() else f"is truncated or damaged ({error})"
+        raise ModelError(f"'{path}' {reason}; copy or download it again.") from None
