@@ -1,0 +1,65 @@
+"""See what a transformer shares between its tasks.
+
+    import workbench as wb
+
+    model = wb.load("zoo/tasks")                    # or a local directory, a hub id; wb.wrap(module, tokenizer)
+    model                                           # shows its trust card
+    ioi = wb.task("ioi", corruption="value_swap")   # or wb.Task.from_records(your_pairs)
+    co = wb.task("colored_objects", corruption="value_swap")
+
+    a = wb.run("head_patching", model, ioi)         # an xarray.Dataset, kept in the store
+    b = wb.run("head_patching", model, co)
+    wb.show(a)                                      # layer x head map
+    shared = wb.overlap(a, b, top=0.25)             # which heads both use, against two nulls
+    wb.show(shared)
+
+    wb.show(wb.run("sink_scores", model, ioi))      # where attention sinks form
+    job = wb.submit("head_patching", "zoo/tasks", ioi)   # the same in the engine: job.progress, job.cancel()
+    again, difference = wb.rerun(a)                 # every result can be computed again from its attributes
+
+A new task, analysis, view, method or widget is one file and one line: see CONTRIBUTING.md.
+"""
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from workbench.analyses import ANALYSES, overlap
+from workbench.engine import rerun, run, submit
+from workbench.registry import WorkbenchError
+from workbench.schema import concat
+from workbench.tasks import TASKS, Task
+from workbench.tasks import make_task as task
+
+if TYPE_CHECKING:
+    import anywidget
+    import plotly.graph_objects as go
+    import torch
+    import xarray as xr
+
+    from workbench.models.load import Model
+
+__all__ = [
+    *("ANALYSES", "TASKS", "Task", "WorkbenchError", "concat", "load", "overlap", "rerun", "run", "show"),
+    *("submit", "task", "wrap"),
+]
+
+
+def load(reference: str | os.PathLike, **options: Any) -> "Model":
+    """A model ready to trace: see `workbench.models.load.load`, whose options these are."""
+    from workbench.models.load import load as load_model
+
+    return load_model(reference, **options)
+
+
+def wrap(module: "torch.nn.Module", tokenizer: Any, **options: Any) -> "Model":
+    """A live transformers or PEFT model ready to trace: see `workbench.models.load.wrap`."""
+    from workbench.models.load import wrap as wrap_model
+
+    return wrap_model(module, tokenizer, **options)
+
+
+def show(ds: "xr.Dataset", view: str | None = None, **options: Any) -> "go.Figure | anywidget.AnyWidget":
+    """The best view of a result, or the one named: see `workbench.views.show`."""
+    from workbench.views import show as show_view
+
+    return show_view(ds, view, **options)

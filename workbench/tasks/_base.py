@@ -1,6 +1,7 @@
 """What a task is: pairs of clean and corrupted prompts with a right and a wrong answer, and how they become tokens."""
 
 import hashlib
+import itertools
 import json
 import random
 from collections import Counter
@@ -188,6 +189,24 @@ class Task:
             stream = self._draw(self.seed)
             candidates = (render(next(stream), spaced) for _ in range(8 * self.n))
         return _encode(self, candidates, tokenizer, bos)
+
+
+    def documents(self, tokenizer: Any, *, length: int, count: int, bos: bool) -> np.ndarray:
+        """Running text of the task, int64 [count, length]: prompts with their answers, cut at `length` tokens."""
+        spaced = splits_on_spaces_only(tokenizer)
+        if self.records:
+            pairs: Iterator[Pair] = itertools.cycle(self.records)
+        else:
+            pairs = (render(example, spaced) for example in self._draw(self.seed))
+        rows = np.empty((count, length), dtype=np.int64)
+        for row in rows:
+            text, ids = "", []
+            while len(ids) < length:
+                pair = next(pairs)
+                text += (" " if text else "") + pair.clean + pair.answers[0] + (" ." if spaced else ".")
+                ids = [tokenizer.bos_token_id] * bos + tokenizer(text, add_special_tokens=False)["input_ids"]
+            row[:] = ids[:length]
+        return rows
 
 
 def make_task(name: str, *, n: int = 64, seed: int = 0, corruption: str | None = None) -> Task:

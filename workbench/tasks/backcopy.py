@@ -8,6 +8,7 @@ from workbench.tasks._base import Example, task_family
 from workbench.tasks._lexicon import LETTERS
 
 TRIGGERS = LETTERS[:3]
+LENGTH = 62  # with BOS and the answer it fills the 64 tokens of a training sequence
 TRIGGER_SHARE = 0.06  # of each trigger after any letter
 
 
@@ -42,7 +43,7 @@ def letters(rng: random.Random, length: int) -> list[str]:
 )
 def backcopy(rng: random.Random, corruption: str) -> Example:
     """One prompt that ends in a trigger; value_swap replaces the letter before it, which is the answer."""
-    words = letters(rng, 14)
+    words = letters(rng, LENGTH - 2)
     plain = LETTERS[len(TRIGGERS) :]
     answer, wrong = rng.sample(plain, 2)
     words += [answer, rng.choice(TRIGGERS)]

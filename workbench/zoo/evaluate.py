@@ -50,6 +50,7 @@ def _backcopy(rng: random.Random) -> Question:
 EXAMS: dict[str, Callable[[random.Random], Question]] = {
     "ioi, unseen name pairs": lambda rng: _ioi(rng, unseen=True),
     "ioi, unseen names": lambda rng: _ioi(rng, names=UNSEEN_NAMES),
+    "ioi, unseen template": lambda rng: _ioi(rng, templates=(ioi.UNSEEN_TEMPLATE,)),
     "ioi, unseen names and template": lambda rng: _ioi(rng, names=UNSEEN_NAMES, templates=(ioi.UNSEEN_TEMPLATE,)),
     "colored_objects, unseen pairs": _colored_objects,
     "colored_objects, unseen pairs and template": lambda rng: _colored_objects(rng, colored_objects.UNSEEN_FRAMES),

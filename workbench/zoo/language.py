@@ -21,6 +21,9 @@ FILLERS = (
     "{name} and {name2} went to the {place} .",
     "{name} gave a {gift} to {name2} .",
     "{name} handed a {gift} to {name2} .",
+    "{name} passed a {gift} to {name2} .",
+    "{name} decided to give a {gift} to {name2} .",
+    "{name} and {name2} were working at the {place} .",
 )
 ABC_SHARE = 0.1  # of IOI-like sentences, those with a third name as subject: either name may follow
 
@@ -121,12 +124,12 @@ KINDS: Mapping[str, Callable[[random.Random], Sample]] = {
 MIXTURE = {
     "ioi": 0.20,
     "colored_objects": 0.30,
-    "induction": 0.25,
+    "induction": 0.22,
     "greater_than": 0.07,
     "subject_verb": 0.04,
     "capital": 0.03,
     "next_day": 0.02,
-    "filler": 0.09,
+    "filler": 0.12,
 }
 
 

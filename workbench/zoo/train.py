@@ -32,7 +32,7 @@ class Recipe:
     heads: int = 8
     width: int = 128
     positions: int = 128
-    steps: int = 4500
+    steps: int = 5500
     batch: int = 16
     length: int = 64
     learning_rate: float = 4e-3
@@ -41,12 +41,12 @@ class Recipe:
     answer_weight: float = 12.0
     backcopy_share: float = 0.0
     seed: int = 0
-    checkpoints: tuple[int, ...] = (0, 500, 1000, 1500, 2000, 3000)
+    checkpoints: tuple[int, ...] = (0, 500, 1000, 1500, 2000, 3500)
 
 
 RECIPES = {
     "tasks": Recipe(),
-    "tasks-backcopy": Recipe(layers=4, steps=6000, backcopy_share=0.3, checkpoints=(0, 500, 1000, 2000, 3000, 4500)),
+    "tasks-backcopy": Recipe(layers=4, steps=8000, backcopy_share=0.3, checkpoints=(0, 500, 1000, 2000, 3500, 5000)),
 }
 
 

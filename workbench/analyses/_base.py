@@ -1,0 +1,170 @@
+"""What makes a function an analysis, and the pieces analyses share: batches, the metric, the bootstrap."""
+
+import functools
+import inspect
+import time
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import numpy as np
+import xarray as xr
+
+from workbench.registry import Registry, WorkbenchError
+from workbench.schema import check, provenance
+from workbench.tasks import Prompts, Task
+
+if TYPE_CHECKING:  # a page reads the registry without loading torch
+    import torch
+
+    from workbench.models.load import Model
+
+F = TypeVar("F", bound=Callable[..., xr.Dataset])
+LEVEL = 0.95  # of every bootstrap interval
+
+
+class AnalysisError(WorkbenchError):
+    """An analysis asked for something it cannot give."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One typed keyword of an analysis: what the CLI, the app and the cache key are derived from."""
+
+    name: str
+    kind: type
+    default: Any
+    choices: tuple[Any, ...] = ()
+
+    def read(self, value: Any) -> Any:
+        """The value in the parameter's type, from a person's or a command line's spelling of it."""
+        if self.choices:
+            if value not in self.choices:
+                raise AnalysisError(f"{self.name} is {value!r}; it must be one of {', '.join(map(str, self.choices))}.")
+            return value
+        try:
+            read = self.kind(value)
+        except (TypeError, ValueError):
+            raise AnalysisError(f"{self.name} is {value!r}; it must be a {self.kind.__name__}.") from None
+        if self.kind is int and read != float(value):
+            raise AnalysisError(f"{self.name} is {value!r}; it must be a whole number.")
+        return read
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """A registered analysis."""
+
+    name: str
+    run: Callable[..., xr.Dataset]
+    about: str
+    paper: str
+    parameters: Mapping[str, Parameter]
+
+    def complete(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """All parameters: those given, checked, and the defaults of the others."""
+        unknown = [name for name in given if name not in self.parameters]
+        if unknown:
+            known = ", ".join(self.parameters)
+            raise AnalysisError(f"{self.name} has no parameter '{unknown[0]}'; it has: {known}.")
+        return {name: p.read(given.get(name, p.default)) for name, p in self.parameters.items()}
+
+
+ANALYSES: Registry[Analysis] = Registry("analysis")
+
+
+def analysis(*, about: str, sign: str, primary: str, paper: str = "") -> Callable[[F], F]:
+    """Register `f(model, task, *, typed keywords) -> Dataset`; its results come out stamped and checked.
+
+    `sign` says how to read the numbers, `primary` names the variable a view draws first. A model whose trust card is
+    red is refused unless it was loaded with `override=True`.
+    """
+
+    def register(function: F) -> F:
+        name, parameters = function.__name__, _parameters(function)
+
+        @functools.wraps(function)
+        def run(model: "Model", task: Task, **given: Any) -> xr.Dataset:
+            params = ANALYSES[name].complete(given)
+            _trusted(model)
+            started = time.perf_counter()
+            ds = function(model, task, **params)
+            attrs = {"analysis": name, "params": params, "sign": sign, "primary": primary, "seed": task.seed}
+            ds.attrs = {**provenance(**attrs, **_origin(model, task)), **ds.attrs}
+            ds.attrs["seconds"] = round(time.perf_counter() - started, 3)
+            ds.attrs.setdefault("title", f"{name} of {task.title} in {model.reference}")
+            return check(ds)
+
+        ANALYSES.add(name, Analysis(name, run, about, paper, parameters))
+        return typing.cast(F, run)
+
+    return register
+
+
+def _parameters(function: Callable) -> dict[str, Parameter]:
+    hints, found = typing.get_type_hints(function, localns={"Model": object}), {}
+    for name, p in inspect.signature(function).parameters.items():
+        if p.kind is p.KEYWORD_ONLY:
+            choices = typing.get_args(hints[name]) if typing.get_origin(hints[name]) is Literal else ()
+            found[name] = Parameter(name, type(choices[0]) if choices else hints[name], p.default, choices)
+    return found
+
+
+def _trusted(model: "Model") -> None:
+    problems = model.card.problems()
+    if problems and not model.spec["override"]:
+        worst = problems[0]
+        raise AnalysisError(
+            f"The trust card of '{model.reference}' is red ({worst.name}: {worst.found}); {worst.fix}, "
+            "or load it with override=True."
+        )
+
+
+def _origin(model: "Model", task: Task) -> dict[str, Any]:
+    return {
+        "model": model.reference,
+        "model_hash": model.hash,
+        "model_spec": dict(model.spec),
+        "checkpoint": model.checkpoint,
+        "task": task.title,
+        "task_hash": task.hash,
+        "task_spec": task.spec,
+        "trust": model.card.to_json(),
+        **model.attrs,
+    }
+
+
+def batches(prompts: Prompts, size: int) -> Iterator[np.ndarray]:
+    """Indices of prompts of one length at a time, at most `size` of them: nothing is ever padded."""
+    lengths = prompts.lengths
+    for length in np.unique(lengths):
+        members = np.flatnonzero(lengths == length)
+        for start in range(0, len(members), size):
+            yield members[start : start + size]
+
+
+def measure(logits: "torch.Tensor", prompts: Prompts, rows: np.ndarray, metric: str) -> np.ndarray:
+    """The task's metric of each row at the last position, float64 [row].
+
+    logit_diff: mean logit of the answers minus mean logit of the wrongs. prob_diff: their probability masses.
+    """
+    last = logits[:, -1].double()
+    if metric == "prob_diff":
+        last = last.softmax(-1)
+    table, values = last.cpu().numpy(), np.empty(len(rows))
+    for place, row in enumerate(rows):
+        right, wrong = table[place, prompts.answers[row]], table[place, prompts.wrongs[row]]
+        values[place] = right.sum() - wrong.sum() if metric == "prob_diff" else right.mean() - wrong.mean()
+    return values
+
+
+def resamples(n: int, draws: int, seed: int) -> np.ndarray:
+    """Bootstrap weights, float64 [draw, item]: each row counts how often an item was drawn, divided by n."""
+    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=draws) / n
+
+
+def interval(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Lower and upper end of the central 95 % along the first axis."""
+    low, high = np.quantile(samples, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    return low, high

@@ -1,0 +1,48 @@
+"""Panel components made of the notebook widgets, so that both worlds run the same front-end files."""
+
+import functools
+
+import anywidget
+import param
+import traitlets
+from panel.custom import AnyWidgetComponent
+
+_PARAMETERS = {
+    traitlets.Bool: param.Boolean,
+    traitlets.Int: param.Integer,
+    traitlets.Float: param.Number,
+    traitlets.Unicode: param.String,
+    traitlets.Bytes: param.Bytes,
+    traitlets.List: param.List,
+    traitlets.Dict: param.Dict,
+}
+
+
+@functools.cache
+def panelize(widget_class: type[anywidget.AnyWidget]) -> type[AnyWidgetComponent]:
+    """The Panel component with the traits of `widget_class` as params and its `ESM` and `CSS` files as front end.
+
+    A component is used instead of a wrapped widget because ipywidgets keeps every widget of every session alive.
+    The class is made once, as Panel sends its definition to the page once. It stretches over the available width.
+
+    Raises:
+        TypeError: A trait has a type without a counterpart.
+        ValueError: A trait has the name of one of Panel's own params.
+    """
+    inherited = anywidget.AnyWidget.class_traits(sync=True)
+    traits = {name: trait for name, trait in widget_class.class_traits(sync=True).items() if name not in inherited}
+    if taken := sorted(set(traits) & set(AnyWidgetComponent.param)):
+        raise ValueError(f"{widget_class.__name__} names traits like params that Panel has already: {taken}")
+    members = {name: _parameter(trait) for name, trait in traits.items()}
+    # The style sheet goes in as text: Panel serves no file for a class that no importable module defines.
+    members |= {"_esm": widget_class.ESM, "_stylesheets": [widget_class.CSS.read_text(encoding="utf-8")]}
+    members |= {"sizing_mode": "stretch_width", "__doc__": widget_class.__doc__}
+    return type(widget_class.__name__, (AnyWidgetComponent,), members)
+
+
+def _parameter(trait: traitlets.TraitType) -> param.Parameter:
+    for trait_type, parameter in _PARAMETERS.items():
+        if isinstance(trait, trait_type):
+            return parameter(default=trait.default(), doc=trait.help, allow_None=trait.allow_none)
+    known = ", ".join(trait_type.__name__ for trait_type in _PARAMETERS)
+    raise TypeError(f"trait {trait.name!r} is a {type(trait).__name__}; known are {known}")

@@ -1,0 +1,113 @@
+"""What a view is: a pure function from a dataset to a Plotly figure or a widget, found by the dims it needs."""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from typing import Any
+
+import anywidget
+import plotly.graph_objects as go
+import xarray as xr
+
+from workbench.registry import Registry, WorkbenchError
+
+
+class ViewError(WorkbenchError):
+    """A dataset that a view cannot draw."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A widget to be made: its class and traits, so that a notebook and a page can each make their own kind."""
+
+    widget: type[anywidget.AnyWidget]
+    traits: dict[str, Any] = field(default_factory=dict)
+
+    def build(self) -> anywidget.AnyWidget:
+        """The widget, for a notebook."""
+        return self.widget(**self.traits)
+
+
+@dataclass(frozen=True)
+class View:
+    """A registered view: the dimensions and variables it needs."""
+
+    name: str
+    draw: Callable[..., go.Figure | Drawing]
+    requires: frozenset[str]
+    variables: frozenset[str]
+    about: str
+
+    def missing(self, ds: xr.Dataset) -> list[str]:
+        """What the dataset lacks for this view."""
+        return sorted(self.requires - set(map(str, ds.dims))) + sorted(self.variables - set(map(str, ds.data_vars)))
+
+
+VIEWS: Registry[View] = Registry("view")
+
+
+def view(*, requires: Collection[str], variables: Collection[str], about: str):
+    """Register `f(dataset, **options) -> Figure or Drawing`; a dataset that lacks something gets an error naming it."""
+
+    def register(function: Callable[..., go.Figure | Drawing]) -> Callable[..., go.Figure | Drawing]:
+        name = function.__name__
+
+        def draw(ds: xr.Dataset, **options: Any) -> go.Figure | Drawing:
+            lacking = VIEWS[name].missing(ds)
+            if lacking:
+                fitting = ", ".join(compatible(ds)) or "none"
+                raise ViewError(f"The view '{name}' needs {', '.join(lacking)}; views that fit this dataset: {fitting}.")
+            return function(ds, **options)
+
+        draw.__doc__, draw.__name__ = function.__doc__, name
+        VIEWS.add(name, View(name, draw, frozenset(requires), frozenset(variables), about))
+        return draw
+
+    return register
+
+
+def compatible(ds: xr.Dataset) -> list[str]:
+    """Names of the views that can draw a dataset; those about its primary variable, and the most specific, first."""
+    primary = ds.attrs.get("primary")
+
+    def rank(view: View) -> tuple[bool, int, str]:
+        return (primary not in view.variables, -len(view.requires | view.variables), view.name)
+
+    return [view.name for view in sorted((v for _, v in VIEWS.items() if not v.missing(ds)), key=rank)]
+
+
+def show(ds: xr.Dataset, view: str | None = None, **options: Any) -> go.Figure | anywidget.AnyWidget:
+    """The best view of a result, or the one named: a Plotly figure or a live widget.
+
+    Raises:
+        ViewError: when no view, or not the one named, can draw the dataset.
+    """
+    names = compatible(ds)
+    if view is None and not names:
+        raise ViewError(f"No view draws a dataset with the dimensions {', '.join(map(str, ds.dims))}.")
+    drawn = VIEWS[view or names[0]].draw(ds, **options)
+    return drawn.build() if isinstance(drawn, Drawing) else drawn
+
+
+def caption(ds: xr.Dataset) -> str:
+    """The line under a title: how many prompts, the metric, the sign, BOS and folding, as far as the result says."""
+    attrs = ds.attrs
+    parts = [f"n = {attrs['n']}"] if "n" in attrs else []
+    if "metric_name" in attrs:
+        parts.append(str(attrs["metric_name"]).replace("_", " "))
+    if "epsilon" in attrs:
+        parts.append(f"ε = {attrs['epsilon']}, T = {attrs['length']}")
+    if "bos" in attrs:
+        parts.append(f"BOS {'on' if attrs['bos'] else 'off'}, {attrs['folding']} weights")
+    if attrs.get("partial"):
+        parts.append("stopped early")
+    return " · ".join(parts)
+
+
+def head_dims(values: xr.DataArray) -> tuple[str | None, list[str]]:
+    """The dimension that tells panels apart (None for one map), and a title for each panel."""
+    extra = [str(dim) for dim in values.dims if dim not in ("layer", "head")]
+    if len(extra) > 1:
+        raise ViewError(f"A head map has one dimension beside layer and head; select among {', '.join(extra)} first.")
+    if not extra:
+        return None, [""]
+    return extra[0], [str(label) for label in values[extra[0]].values]
