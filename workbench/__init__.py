@@ -39,8 +39,19 @@ if TYPE_CHECKING:
     from workbench.models.load import Model
 
 __all__ = [
-    *("ANALYSES", "TASKS", "Task", "WorkbenchError", "concat", "load", "overlap", "rerun", "run", "show"),
-    *("submit", "task", "wrap"),
+    "ANALYSES",
+    "TASKS",
+    "Task",
+    "WorkbenchError",
+    "concat",
+    "load",
+    "overlap",
+    "rerun",
+    "run",
+    "show",
+    "submit",
+    "task",
+    "wrap",
 ]
 
 

@@ -62,7 +62,9 @@ def stored(spec: Mapping[str, Any]) -> xr.Dataset | None:
     return store.find(spec["analysis"], key_of(spec))
 
 
-def run(analysis: str, model: "Model | str | Mapping[str, Any]", task: Any, *, refresh: bool = False, **params: Any) -> xr.Dataset:
+def run(
+    analysis: str, model: "Model | str | Mapping[str, Any]", task: Any, *, refresh: bool = False, **params: Any
+) -> xr.Dataset:
     """The result of an analysis, from the store or computed here and kept.
 
     Args:
@@ -155,6 +157,7 @@ class Job:
 
         self.name, self.spec = name, spec
         self.progress = ("waiting", 0, 1)
+        self._waiting = 0
         self._client, self._stop = client, Event(name, client=client)
         client.subscribe_topic(name, self._hear)
         self._future = client.submit(execute, spec, name, key=name, pure=False)
@@ -173,6 +176,16 @@ class Job:
     def done(self) -> bool:
         """True once there is a result or an error."""
         return self._future.done()
+
+    def join(self) -> None:
+        """Count one more who waits for this job."""
+        self._waiting += 1
+
+    def leave(self) -> None:
+        """Count one less; a job nobody waits for is cancelled."""
+        self._waiting -= 1
+        if self._waiting <= 0 and not self.done:
+            self.cancel()
 
     def cancel(self) -> None:
         """Ask the job to stop after its present batch; `result` then gives what it has."""

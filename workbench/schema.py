@@ -102,12 +102,17 @@ def concat(results: Mapping[str, xr.Dataset], dim: str = "checkpoint") -> xr.Dat
     shared = [name for name in parts[0].data_vars if "prompt" not in parts[0][name].dims]
     try:
         kept = [part[shared].drop_dims("prompt", errors="ignore") for part in parts]
-        joined = xr.concat(kept, dim=dim, join="exact", combine_attrs="drop", coords="minimal", compat="override")
+        joined = xr.concat(kept, dim=dim, join="exact", combine_attrs="override", coords="minimal", compat="override")
     except ValueError as error:
         raise SchemaError(f"The results have different shapes: {error}") from None
     joined = joined.assign_coords({dim: list(results)})
-    for name in ATTRS:
-        values = [part.attrs[name] for part in parts]
+    for name in dict.fromkeys(name for part in parts for name in part.attrs):
+        values = [_plain(part.attrs.get(name, "")) for part in parts]
         joined.attrs[name] = values[0] if len(set(values)) == 1 else json.dumps(values)
     joined.attrs["title"] = f"{parts[0].attrs['analysis']}: {', '.join(results)}"
     return joined
+
+
+def _plain(value: Any) -> Any:
+    """A number read from a file as Python's own."""
+    return value.item() if isinstance(value, np.generic) else value

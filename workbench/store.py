@@ -14,7 +14,7 @@ from typing import Any
 import xarray as xr
 
 from workbench.registry import WorkbenchError
-from workbench.schema import check
+from workbench.schema import SchemaError, check
 
 NUMERIC = ("dtype", "fold", "bos", "merge", "trust_remote_code")  # load options that decide the numbers
 
@@ -47,7 +47,7 @@ def find(analysis: str, key: str) -> xr.Dataset | None:
         return None
     try:
         return load(path)
-    except StoreError as error:
+    except (StoreError, SchemaError) as error:
         path.replace(path.with_suffix(".damaged"))
         warnings.warn(f"{error} It was set aside and will be computed again.", stacklevel=2)
         return None
@@ -73,21 +73,31 @@ def save(ds: xr.Dataset, path: str | os.PathLike) -> Path:
     Raises:
         StoreError: when it cannot be written, for want of space or permission.
     """
-    path = Path(path)
-    temporary = None
+    path, temporary = Path(path), None
+    check(ds)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        content = _content(ds)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-        check(ds).to_netcdf(temporary, engine="h5netcdf")
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
         os.replace(temporary, path)
     except OSError as error:
-        if temporary:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
         reason = error.strerror or str(error)
         raise StoreError(
             f"The result could not be written to '{path}' ({reason}); free some space, or set WORKBENCH_HOME "
             "to a folder you can write to."
         ) from error
+    finally:
+        if temporary:
+            with contextlib.suppress(OSError):  # gone already when all went well
+                os.unlink(temporary)
     return path
+
+
+def _content(ds: xr.Dataset) -> bytes:
+    """The bytes of a netCDF file. HDF5 crashes the process when a disk is full, so Python does the writing."""
+    import dask
+
+    with dask.config.set(scheduler="synchronous"):  # else xarray asks a running cluster for a lock, and gets none
+        return bytes(ds.to_netcdf(engine="h5netcdf"))

@@ -1,5 +1,6 @@
 """Colours of every figure: chosen from what a variable says of itself, legible on light and dark pages."""
 
+import html
 from typing import Any
 
 import xarray as xr
@@ -19,12 +20,25 @@ def colour_range(values: xr.DataArray) -> dict[str, Any]:
     return {"colorscale": SEQUENTIAL, "zmin": 0, "zmax": limit}
 
 
+def plain(text: object) -> str:
+    """Text as Plotly shows it unchanged: its labels would read tags and entities."""
+    return html.escape(str(text), quote=False)
+
+
+def template(*, dark: bool = False, clear: bool = False) -> dict[str, Any]:
+    """A Plotly template for a light or dark page; `clear` lets the page's own background through."""
+    ink, grid, paper = ("#e6e6e6", "#3a3a3a", "#121212") if dark else ("#222222", "#dddddd", "#ffffff")
+    axis = {"gridcolor": grid, "zerolinecolor": grid, "linecolor": grid, "automargin": True}
+    back = "rgba(0,0,0,0)" if clear else paper
+    backs = {"paper_bgcolor": back, "plot_bgcolor": back}
+    return {"layout": {"font": {"color": ink, "size": 12}, "xaxis": axis, "yaxis": axis, **backs}}
+
+
 def layout(title: str, **more: Any) -> dict[str, Any]:
-    """Settings all figures share; backgrounds are left to the page."""
+    """Settings all figures share."""
     return {
-        "title": {"text": title, "font": {"size": 14}},
-        "paper_bgcolor": "rgba(0,0,0,0)",
-        "plot_bgcolor": "rgba(0,0,0,0)",
+        "template": template(),
+        "title": {"text": title, "font": {"size": 15}, "x": 0.01, "xanchor": "left"},
         "margin": {"l": 60, "r": 20, "t": 60, "b": 50},
         "height": 380,
         **more,

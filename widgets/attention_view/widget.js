@@ -16,8 +16,6 @@ const LETTER = 6.7; // width of a letter of the label font, in pixels
 const LONGEST = 14; // letters of a label
 /** @type {Record<string, string>} */
 const WHITE = { " ": "·", "\u00a0": "·", "\n": "↵", "\r": "↵", "\t": "⇥" };
-// From this shade on a chip's text takes the page's colour: there both choices have the same contrast.
-const DEEP = 0.62;
 
 /** @param {string} name @param {string} [text] */
 function make(name, text = "") {
@@ -130,7 +128,7 @@ class Attention {
   drawMatrix() {
     const count = this.tokens.length;
     this.width = this.root.clientWidth;
-    this.left = Math.ceil(Math.max(...this.tokens.map((token) => room(short(token)))) + 14);
+    this.left = Math.ceil(Math.max(48, ...this.tokens.map((token) => room(short(token)))) + 14);
     const free = Math.min((this.width || 640) - this.left - EDGE, TALLEST);
     this.cell = Math.max(count <= 64 ? LABELLED : 3, Math.min(LARGEST, Math.floor(free / count)));
     const side = this.cell * count;
@@ -162,13 +160,16 @@ class Attention {
   labels() {
     const { cell, tokens } = this;
     const [step, below] = [Math.ceil(LABELLED / cell), tokens.length * cell + 6];
-    return tokens.flatMap((token, position) => {
+    const axes = ["↑ query", "key →"].map((text, line) =>
+      draw("text", { x: -6, y: below + 8 + 15 * line, class: "rw-label" }, text));
+    const names = tokens.flatMap((token, position) => {
       if (position % step) return [];
       const middle = (position + 0.5) * cell;
       const query = draw("text", { x: -6, y: middle, class: "rw-label", "data-query": position }, short(token));
       const turn = `translate(${middle} ${below}) rotate(-90)`;
       return [query, draw("text", { transform: turn, class: "rw-label" }, short(token))];
     });
+    return [...axes, ...names];
   }
 
   /** Frames the column of the key that is pointed out and names it above. */
@@ -244,7 +245,6 @@ class Attention {
       const share = key <= query ? this.probability(query, key) : 0;
       const chip = this.chip(key);
       chip.style.setProperty("--rw-share", `${(100 * share).toFixed(1)}%`);
-      chip.classList.toggle("rw-deep", share > DEEP);
       chip.classList.toggle("rw-later", query >= 0 && key > query);
       chip.classList.toggle("rw-asks", key === query);
     });

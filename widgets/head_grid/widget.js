@@ -11,7 +11,7 @@
 const DATA_TRAITS = ["values", "low", "high", "marks", "shape", "titles", "layers", "signed", "limit", "quantity"];
 const MARK_WORDS = ["", "top", "shared"];
 // In pixels: cells, a whole panel, and what a panel needs beside its cells.
-const [SMALLEST, COMFORTABLE, LARGEST, TALLEST, BESIDE] = [10, 16, 34, 720, 76];
+const [SMALLEST, COMFORTABLE, LARGEST, TALLEST, BESIDE] = [10, 13, 34, 720, 76];
 
 /** @param {string} tag @param {string} name @param {string} [text] @param {Record<string, string>} [attributes] */
 function make(tag, name, text = "", attributes = {}) {
@@ -24,16 +24,8 @@ function make(tag, name, text = "", attributes = {}) {
 
 /** Own, aligned copy of what a host hands over for bytes. @param {any} value @returns {ArrayBuffer} */
 function buffer(value) {
-  if (!value) return new ArrayBuffer(0);
-  if (value instanceof ArrayBuffer) return value;
+  if (!value || value instanceof ArrayBuffer) return value ?? new ArrayBuffer(0);
   return value.buffer.slice(value.byteOffset, value.byteOffset + value.byteLength);
-}
-
-/** @param {Float32Array} values */
-function largest(values) {
-  let most = 0;
-  for (const value of values) if (Math.abs(value) > most && Number.isFinite(value)) most = Math.abs(value);
-  return most;
 }
 
 /** The traits as typed arrays, or what does not fit together yet. @param {Model} model @returns {Data | string} */
@@ -55,7 +47,7 @@ function read(model) {
     low: new Float32Array(raw.low), high: new Float32Array(raw.high), marks: new Uint8Array(raw.marks),
     layers: layers.length === rows ? layers : Array.from({ length: rows }, (_, row) => row),
     titles: model.get("titles"), signed: model.get("signed"), quantity: model.get("quantity"),
-    limit: model.get("limit") || largest(values) || 1,
+    limit: model.get("limit") || values.filter(Number.isFinite).reduce((a, b) => Math.max(a, Math.abs(b)), 0) || 1,
   };
 }
 
@@ -81,9 +73,8 @@ function describe(data, index, form) {
 }
 
 /** @param {Data} data @param {number} index */
-function headName(data, index) {
-  const inPanel = index % (data.rows * data.heads);
-  return `L${data.layers[Math.floor(inPanel / data.heads)]}H${inPanel % data.heads}`;
+function headName({ layers, rows, heads }, index) {
+  return `L${layers[Math.floor(index / heads) % rows]}H${index % heads}`;
 }
 
 /** @param {Data} data @param {number} index */
@@ -117,8 +108,8 @@ function makeLegend({ marks, values }) {
   if (values.some(Number.isNaN)) entries.push(["", "no value"]);
   const box = make("div", "rw-legend");
   for (const [mark, text] of entries) {
-    const [entry, swatch] = [make("span", "rw-entry"), make("span", mark ? "rw-swatch" : "rw-swatch rw-empty")];
-    if (mark) swatch.dataset.mark = mark;
+    const entry = make("span", "rw-entry");
+    const swatch = make("span", mark ? "rw-swatch" : "rw-swatch rw-empty", "", mark ? { "data-mark": mark } : {});
     entry.append(swatch, make("span", "", text));
     box.append(entry);
   }
@@ -163,9 +154,8 @@ function makeRow(members) {
 function makeLines(data, index) {
   const each = data.rows * data.heads;
   return Array.from({ length: data.panels }, (_, panel) => {
-    const line = make("span", panel === Math.floor(index / each) ? "rw-line rw-here" : "rw-line");
-    const text = describe(data, panel * each + (index % each), "text");
-    line.append(make("span", "rw-which", data.titles[panel] ?? ""), make("span", "rw-number", text));
+    const line = make("span", panel === Math.floor(index / each) ? "rw-line rw-here" : "rw-line", data.titles[panel]);
+    line.append(data.titles[panel] ? ": " : "", describe(data, panel * each + (index % each), "text"));
     return line;
   });
 }
@@ -227,17 +217,17 @@ class Grid {
     return [...rows.reverse(), makeRow([make("div", "rw-layer", "", { role: "presentation" }), ...numbers])];
   }
 
-  /** Sizes the cells for the width at hand: as many panels in a line as leave the cells comfortable. */
+  /** Sizes the cells for the width at hand: as few lines of panels, evenly filled, as leave the cells comfortable. */
   fit() {
     if (!this.cells.length) return;
     const { panels, rows, heads } = this.data;
     const width = this.root.clientWidth || 640;
     let size = 0;
-    for (let across = panels; across >= 1 && size < COMFORTABLE; across--)
-      size = Math.floor((width - across * BESIDE) / (across * heads)) - 1;
+    for (let lines = 1; lines <= panels && size < COMFORTABLE; lines++)
+      size = Math.floor((width / Math.ceil(panels / lines) - BESIDE) / heads) - 1;
     size = Math.max(SMALLEST, Math.min(size, LARGEST, Math.max(12, Math.floor(TALLEST / rows))));
     this.root.style.setProperty("--rw-cell", `${size}px`);
-    this.thin("columnheader", Math.ceil(15 / (size + 1)));
+    this.thin("columnheader", Math.ceil(17 / (size + 1)));
     this.thin("rowheader", Math.ceil(12 / (size + 1)));
   }
 
@@ -251,7 +241,6 @@ class Grid {
   showSelected() {
     if (!this.cells.length) return;
     const { data, cells, chosen } = this;
-    const each = data.rows * data.heads;
     const [layer, head] = this.model.get("selected");
     const row = data.layers.indexOf(layer);
     const index = row >= 0 && head < data.heads ? row * data.heads + head : -1;
@@ -260,8 +249,9 @@ class Grid {
     chosen.textContent = "Click a head to select it, or use the arrow keys and Enter; Escape clears.";
     if (index >= 0) chosen.replaceChildren(make("strong", "", headName(data, index)), ...makeLines(data, index));
     for (let panel = 0; panel < data.panels; panel++) {
-      if (index >= 0) cells[panel * each + index].setAttribute("aria-selected", "true");
-      if (index >= 0 || this.stops[panel] < 0) this.moveStop(panel * each + Math.max(index, 0));
+      const cell = panel * data.rows * data.heads + Math.max(index, 0);
+      if (index >= 0) cells[cell].setAttribute("aria-selected", "true");
+      if (index >= 0 || this.stops[panel] < 0) this.moveStop(cell);
     }
   }
 
@@ -293,8 +283,7 @@ class Grid {
   /** @param {number} index the head in any panel, or -1 to clear */
   select(index) {
     const { rows, heads, layers } = this.data;
-    const row = Math.floor(index / heads) % rows;
-    this.model.set("selected", index < 0 ? [] : [layers[row], index % heads]);
+    this.model.set("selected", index < 0 ? [] : [layers[Math.floor(index / heads) % rows], index % heads]);
     this.model.save_changes();
     this.showSelected();
   }

@@ -93,7 +93,7 @@ def analysis(*, about: str, sign: str, primary: str, paper: str = "") -> Callabl
             attrs = {"analysis": name, "params": params, "sign": sign, "primary": primary, "seed": task.seed}
             ds.attrs = {**provenance(**attrs, **_origin(model, task)), **ds.attrs}
             ds.attrs["seconds"] = round(time.perf_counter() - started, 3)
-            ds.attrs.setdefault("title", f"{name} of {task.title} in {model.reference}")
+            ds.attrs.setdefault("title", f"{name} of {ds.attrs['task']} in {model.reference}")
             return check(ds)
 
         ANALYSES.add(name, Analysis(name, run, about, paper, parameters))
@@ -137,6 +137,8 @@ def _origin(model: "Model", task: Task) -> dict[str, Any]:
 
 def batches(prompts: Prompts, size: int) -> Iterator[np.ndarray]:
     """Indices of prompts of one length at a time, at most `size` of them: nothing is ever padded."""
+    if size < 1:
+        raise AnalysisError(f"batch is {size}; it must be 1 or more.")
     lengths = prompts.lengths
     for length in np.unique(lengths):
         members = np.flatnonzero(lengths == length)
@@ -161,6 +163,8 @@ def measure(logits: "torch.Tensor", prompts: Prompts, rows: np.ndarray, metric: 
 
 def resamples(n: int, draws: int, seed: int) -> np.ndarray:
     """Bootstrap weights, float64 [draw, item]: each row counts how often an item was drawn, divided by n."""
+    if draws < 1:
+        raise AnalysisError(f"draws is {draws}; it must be 1 or more.")
     return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=draws) / n
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 
 from workbench.analyses._base import AnalysisError, analysis
-from workbench.progress import track
+from workbench.progress import Cancelled, track
 from workbench.tasks import Task
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ def attention(model: "Model", task: Task, *, prompt: int = 0) -> xr.Dataset:
         raise AnalysisError(f"prompt is {prompt}; '{task.title}' has the prompts 0 to {len(prompts) - 1}.")
     ids = prompts.clean[prompt]
     names = [PATTERN.format(layer) for layer in track(range(model.n_layers), "attention", model.n_layers)]
+    if not names:
+        raise Cancelled("Stopped before the first layer was read, so there is no result to keep.")
     _, kept = model.capture(ids[None], names)
     pattern = np.stack([kept[name][0].float().cpu().numpy() for name in names])
     dims = ("layer", "head", "query_pos", "key_pos")
@@ -47,5 +49,5 @@ def attention(model: "Model", task: Task, *, prompt: int = 0) -> xr.Dataset:
         coords={dim: np.arange(size) for dim, size in zip(dims, pattern.shape, strict=True)},
     )
     ds = ds.assign_coords(token=("key_pos", model.tokens(ids)))
-    ds.attrs = {"n": 1, "prompt": prompt, "text": prompts.texts[prompt], "corruption": "none: clean text"}
+    ds.attrs = {"n": 1, "prompt": prompt, "text": prompts.texts[prompt], "corruption": "none: clean text", "task": task.name}
     return ds

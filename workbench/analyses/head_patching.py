@@ -1,5 +1,7 @@
 """Activation patching of attention heads: which heads, restored to their clean output, restore the answer."""
 
+import itertools
+from collections import Counter
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -30,7 +32,7 @@ def head_patching(
     task: Task,
     *,
     positions: Literal["all", "named", "each"] = "all",
-    batch: int = 32,
+    batch: int = 64,
     draws: int = 1000,
 ) -> xr.Dataset:
     """The share of the clean-minus-corrupted metric that each head's clean output recovers.
@@ -43,7 +45,7 @@ def head_patching(
         task: its corruption is part of what is measured.
         positions: `all` patches z at all positions at once; `named` at each of the task's named positions (S2, END,
             ...); `each` at every token index, for prompts of one length.
-        batch: prompts in one forward pass.
+        batch: rows in one forward pass; where prompts are few, several heads are patched side by side.
         draws: bootstrap resamples.
 
     Returns:
@@ -62,16 +64,17 @@ def head_patching(
             f"The corruption '{task.corruption}' leaves the metric of '{task.name}' as it is in this model, "
             "so there is nothing to recover; use another corruption or a model that solves the task."
         )
-    heads = [(layer, head) for layer in range(model.n_layers) for head in range(model.n_heads)]
     patched = np.empty((len(prompts), len(places), model.n_layers, model.n_heads))
-    finished = 0
-    for layer, head in track(heads, f"head_patching {task.name}", len(heads)):
-        for index, place in enumerate(places.values()):
-            for rows, state in zip(groups, states, strict=True):
-                edit = _restore(state[layer], head, None if place is None else place[rows])
-                logits = model.logits(np.stack([prompts.corrupted[i] for i in rows]), {Z.format(layer): edit})
-                patched[rows, index, layer, head] = measure(logits, prompts, rows, task.metric)
-        finished = layer + (head == model.n_heads - 1)
+    work = _work(model, groups, list(places.values()), batch)
+    left = Counter(layer for layer, *_ in work)
+    for layer, group, index, heads in track(work, f"head_patching {task.name}", len(work)):
+        rows, place = groups[group], list(places.values())[index]
+        edit = _restore(states[group][layer], heads, None if place is None else place[rows])
+        tokens = np.tile(np.stack([prompts.corrupted[i] for i in rows]), (len(heads), 1))
+        values = measure(model.logits(tokens, {Z.format(layer): edit}), prompts, np.tile(rows, len(heads)), task.metric)
+        patched[rows[:, None], index, layer, heads] = values.reshape(len(heads), len(rows)).T
+        left[layer] -= 1
+    finished = sum(left[layer] == 0 for layer in range(model.n_layers))
     if not finished:
         raise Cancelled("Stopped before the first layer was finished, so there is no result to keep.")
     return _dataset(patched[:, :, :finished], clean, corrupted, places, prompts, task, draws)
@@ -109,14 +112,30 @@ def _two_runs(
     return clean, corrupted, states
 
 
-def _restore(state: "torch.Tensor", head: int, place: np.ndarray | None):
-    """An edit that puts one head's clean z [batch, pos, head, d_head] back, everywhere or at one index a row."""
+def _work(model: "Model", groups: list[np.ndarray], places: list, batch: int) -> list[tuple[int, int, int, range]]:
+    """(layer, group of prompts, place, heads patched side by side) of every forward pass, layer by layer."""
+    work = []
+    for layer, (group, rows), place in itertools.product(range(model.n_layers), enumerate(groups), range(len(places))):
+        step = max(1, batch // len(rows))
+        for first in range(0, model.n_heads, step):
+            work.append((layer, group, place, range(first, min(first + step, model.n_heads))))
+    return work
+
+
+def _restore(state: "torch.Tensor", heads: range, place: np.ndarray | None):
+    """An edit that puts clean z [row, pos, head, d_head] back: head `heads[i]` in the i-th repeat of the rows.
+
+    `place` is the token index in each row, or None for all positions.
+    """
+    count = len(state)
 
     def edit(value: "torch.Tensor") -> "torch.Tensor":
         value = value.clone()
-        rows = slice(None) if place is None else list(range(len(value)))
-        where = slice(None) if place is None else place.tolist()
-        value[rows, where, head] = state[rows, where, head]
+        for repeat, head in enumerate(heads):
+            part = value[repeat * count : (repeat + 1) * count]
+            rows = slice(None) if place is None else list(range(count))
+            where = slice(None) if place is None else place.tolist()
+            part[rows, where, head] = state[rows, where, head]
         return value
 
     return edit
@@ -131,6 +150,7 @@ def _dataset(
     task: Task,
     draws: int,
 ) -> xr.Dataset:
+    whole = any(place is None for place in places.values())  # `None in` would compare arrays
     gap, gain = clean - corrupted, patched - corrupted[:, None, None, None]
     weights = resamples(len(gap), draws, task.seed)
     samples = np.tensordot(weights, gain, 1) / (weights @ gap)[:, None, None, None]
@@ -154,11 +174,11 @@ def _dataset(
     ds.attrs = {
         "corruption": task.corruption,
         "metric_name": task.metric,
-        "positions": "all" if None in places.values() else "by position",
+        "positions": "all" if whole else "by position",
         "n": len(prompts),
         "dropped": sum(prompts.dropped.values()),
         "accuracy": float((clean > 0).mean()),
         "clean": float(clean.mean()),
         "corrupted": float(corrupted.mean()),
     }
-    return ds.isel(pos=0, drop=True) if None in places.values() else ds
+    return ds.isel(pos=0, drop=True) if whole else ds

@@ -37,6 +37,8 @@ def overlap(*results: xr.Dataset, top: float = 0.25, draws: int = 2000, seed: in
         AnalysisError: when fewer than two results are given, they come from different models, or `top` is not in (0, 1].
     """
     started = time.perf_counter()
+    if draws < 1:
+        raise AnalysisError(f"draws is {draws}; it must be 1 or more.")
     effects = _stack(results, top)
     count = effects[0].size
     sizes = _sizes(count, top)
@@ -92,7 +94,7 @@ def _top(flat: np.ndarray, size: int) -> np.ndarray:
 
 
 def _curves(flat: np.ndarray, sizes: np.ndarray) -> dict[str, np.ndarray]:
-    """iou and weighted overlap [draw, size] of magnitudes [task, draw, head]."""
+    """Iou and weighted overlap [draw, size] of magnitudes [task, draw, head]."""
     iou, weighted = [], []
     for size in sizes:
         member = _top(flat, int(size))

@@ -51,8 +51,9 @@ def sink_scores(
     """
     if not 2 <= length <= model.context:
         raise AnalysisError(f"length is {length}; this model takes 2 to {model.context} tokens.")
-    if not 0 < epsilon < 1 or sequences < 1:
-        raise AnalysisError(f"epsilon is {epsilon} and sequences {sequences}; use 0 < epsilon < 1, sequences >= 1.")
+    if not 0 < epsilon < 1 or sequences < 1 or batch < 1:
+        found = f"epsilon is {epsilon}, sequences {sequences} and batch {batch}"
+        raise AnalysisError(f"{found}; use 0 < epsilon < 1, sequences >= 1, batch >= 1.")
     tokens = task.documents(model.tokenizer, length=length, count=sequences, bos=model.bos)
     starts = range(0, sequences, batch)
     parts = []
@@ -63,12 +64,12 @@ def sink_scores(
     alpha, value, residual = (np.concatenate(column) for column in zip(*parts, strict=True))
     ds = _dataset(alpha, value, residual, epsilon, task.seed)
     ds = ds.assign_coords(token=(("prompt", "key_pos"), np.array([model.tokens(row) for row in tokens[: len(alpha)]])))
-    ds.attrs |= {"epsilon": epsilon, "length": length, "n": len(alpha), "corruption": "none: clean text"}
+    ds.attrs |= {"epsilon": epsilon, "length": length, "n": len(alpha), "corruption": "none: clean text", "task": task.name}
     return ds
 
 
 def _measure(model: "Model", tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """alpha and relative value norm [row, layer, head, key], relative residual norm [row, layer, key] of one batch."""
+    """Alpha and relative value norm [row, layer, head, key], relative residual norm [row, layer, key] of one batch."""
     layers = range(model.n_layers)
     names = [hook.format(layer) for layer in layers for hook in (PATTERN, VALUE, RESIDUAL)]
     _, kept = model.capture(tokens, names)
@@ -97,7 +98,7 @@ def _per_head(norms: np.ndarray, heads: int) -> np.ndarray:
 
 
 def uniform_alpha(length: int) -> np.ndarray:
-    """alpha under uniform causal attention, [key]: the mean of 1/(i+1) over the queries i >= key."""
+    """Alpha under uniform causal attention, [key]: the mean of 1/(i+1) over the queries i >= key."""
     return np.cumsum(1 / np.arange(1, length + 1)[::-1])[::-1] / np.arange(length, 0, -1)
 
 

@@ -19,6 +19,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from workbench.models.checks import Card, inspect
 from workbench.models.reference import ModelError, Source, find
+from workbench.registry import WorkbenchError
 
 Edit = Callable[[torch.Tensor], torch.Tensor]
 EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
@@ -65,6 +66,10 @@ class Model:
 
     def logits(self, tokens: np.ndarray, edits: Mapping[str, Edit] | None = None) -> torch.Tensor:
         """Logits, float32 [batch, pos, vocab], with each hook in `edits` replaced by what its function returns."""
+        if tokens.shape[-1] > self.context:
+            raise ModelError(
+                f"A prompt has {tokens.shape[-1]} tokens, but '{self.reference}' takes at most {self.context}; shorten it."
+            )
         hooks = [(name, _as_hook(edit)) for name, edit in (edits or {}).items()]
         with torch.inference_mode():
             return self.bridge.run_with_hooks(self.tensor(tokens), fwd_hooks=hooks, return_type="logits").float()
@@ -114,7 +119,9 @@ def choose_device(device: str | None = None) -> str:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError):
-        raise ModelError(f"The device '{device}' is not available on this machine; use 'cpu' or leave it out.") from None
+        raise ModelError(
+            f"The device '{device}' is not available on this machine; use 'cpu' or leave it out."
+        ) from None
     return device
 
 
@@ -189,18 +196,34 @@ def _read(source: Source, dtype: torch.dtype, trust_remote_code: bool) -> tuple[
         )
         if (source.folder / "adapter_config.json").is_file():
             return _read_adapter(source.folder, safe), tokenizer
-        return transformers.AutoModelForCausalLM.from_pretrained(source.folder, **safe), tokenizer
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ModelError(f"'{source.reference}' could not be read by transformers: {reason}") from error
+        return _read_whole(source.folder, safe), tokenizer
+    except WorkbenchError:
+        raise
+    except Exception as error:  # tokenizers raises bare Exceptions for a damaged file
+        reason = str(error).strip().split("\n")[0].rstrip(".")
+        raise ModelError(
+            f"'{source.reference}' could not be read by transformers ({type(error).__name__}: {reason}); "
+            "save the model and its tokenizer there again with save_pretrained, or load another one."
+        ) from error
+
+
+def _read_whole(folder: Path, safe: dict[str, Any]) -> torch.nn.Module:
+    """The module in a directory; transformers would fill a weight that the files lack with random numbers."""
+    module, found = transformers.AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **safe)
+    missing = sorted(found["missing_keys"])
+    if missing:
+        raise ModelError(
+            f"The weights in '{folder}' lack {len(missing)} that its config.json asks for ({missing[0]}); "
+            "save the whole causal language model there with save_pretrained."
+        )
+    return module
 
 
 def _read_adapter(folder: Path, safe: dict[str, Any]) -> torch.nn.Module:
     from peft import PeftConfig, PeftModel
 
     base = find(PeftConfig.from_pretrained(str(folder)).base_model_name_or_path or "")
-    module = transformers.AutoModelForCausalLM.from_pretrained(base.folder, **safe)
-    return PeftModel.from_pretrained(module, str(folder))
+    return PeftModel.from_pretrained(_read_whole(base.folder, safe), str(folder))
 
 
 def _boot(
@@ -262,9 +285,9 @@ def _original_logits(module: torch.nn.Module, probe: torch.Tensor) -> tuple[torc
 
 
 def _saved_tokenizer(tokenizer: Any, folder: str) -> Any:
-    """The tokenizer as read back from disk: the bridge cannot take one that was never saved."""
+    """A copy the bridge may change (it adds BOS and padding), read from disk if the original was never saved."""
     if tokenizer.init_kwargs.get("name_or_path"):
-        return tokenizer
+        return copy.deepcopy(tokenizer)
     tokenizer.save_pretrained(folder)
     return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
@@ -282,7 +305,7 @@ def _weights_hash(module: torch.nn.Module) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
         digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

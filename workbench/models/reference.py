@@ -42,12 +42,18 @@ class Source:
         """Sixteen hexadecimal digits that change whenever a weight, the configuration or the tokenizer does."""
         files = [path for pattern in ("*.safetensors", "*.json") for path in sorted(self.folder.glob(pattern))]
         stats = tuple((str(path), path.stat().st_mtime_ns) for path in files if path.name != "training.json")
-        return _content_hash(stats)
+        return _content_hash(stats, _base_hash(self.folder))
+
+
+def _base_hash(folder: Path) -> str:
+    """Hash of the model an adapter was made for; empty for a whole model."""
+    config = folder / "adapter_config.json"
+    return find(json.loads(config.read_text()).get("base_model_name_or_path") or "").hash if config.is_file() else ""
 
 
 @functools.lru_cache(maxsize=64)
-def _content_hash(stats: tuple[tuple[str, int], ...]) -> str:
-    digest = hashlib.sha256()
+def _content_hash(stats: tuple[tuple[str, int], ...], base: str) -> str:
+    digest = hashlib.sha256(base.encode())
     for path, _ in stats:
         with open(path, "rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
@@ -73,6 +79,8 @@ def find(reference: str | os.PathLike) -> Source:
         ModelError: when there is no such model, its weights are pickled, damaged or missing, or it has no tokenizer.
     """
     text = str(reference)
+    if not text:
+        raise ModelError("There is no model reference to load from (a live model has none); wrap the module again.")
     name, _, mark = text.partition("@")
     if name.startswith("zoo/"):
         return _zoo(text, name, mark)
@@ -139,7 +147,13 @@ def check_folder(folder: Path) -> Path:
 
 def _listed_shards(folder: Path) -> set[Path]:
     index = folder / "model.safetensors.index.json"
-    return {folder / name for name in json.loads(index.read_text())["weight_map"].values()} if index.is_file() else set()
+    if not index.is_file():
+        return set()
+    try:
+        return {folder / name for name in json.loads(index.read_text())["weight_map"].values()}
+    except (ValueError, KeyError, TypeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ModelError(f"'{index}' is damaged ({reason}); copy or download it again.") from None
 
 
 def _check_safetensors(path: Path) -> None:

@@ -190,7 +190,6 @@ class Task:
             candidates = (render(next(stream), spaced) for _ in range(8 * self.n))
         return _encode(self, candidates, tokenizer, bos)
 
-
     def documents(self, tokenizer: Any, *, length: int, count: int, bos: bool) -> np.ndarray:
         """Running text of the task, int64 [count, length]: prompts with their answers, cut at `length` tokens."""
         spaced = splits_on_spaces_only(tokenizer)

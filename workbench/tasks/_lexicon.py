@@ -14,9 +14,7 @@ NAMES = _words(
 )
 UNSEEN_NAMES = NAMES[-12:]  # never the names of a training IOI sentence
 SEEN_NAMES = NAMES[:-12]
-PLACES = _words(
-    "store park school office garden station market library hospital beach museum cafe farm church river"
-)
+PLACES = _words("store park school office garden station market library hospital beach museum cafe farm church river")
 GIFTS = _words("drink book ring bone necklace kiss letter basketball computer flower ticket sandwich")
 COLORS = _words("red blue green orange purple black white yellow pink brown gray gold")
 OBJECTS = _words(
@@ -24,9 +22,7 @@ OBJECTS = _words(
     " brush bottle box candle clock hat jacket kettle knife ladder mirror napkin phone pillow radio ruler spoon towel"
     " umbrella vase wallet"
 )
-NOUNS = tuple(
-    (noun, noun + "s") for noun in _words("key boy girl cat dog teacher doctor painter guard pilot")
-)
+NOUNS = tuple((noun, noun + "s") for noun in _words("key boy girl cat dog teacher doctor painter guard pilot"))
 PREPOSITIONS = _words("near behind beside above under")
 ADJECTIVES = _words("old new small big happy sad clean dirty")
 PAST_VERBS = _words("saw found took liked moved cleaned")

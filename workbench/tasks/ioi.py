@@ -14,9 +14,6 @@ TEMPLATES = (
     "Then , {A} and {B} had a long day at the {P} . {S} gave a {G} to",
     "When {A} and {B} had a lot of fun at the {P} , {S} passed a {G} to",
     "{A} and {B} were at the {P} . Then , {S} gave a {G} to",
-    "Then , {A} and {B} were working at the {P} . {S} decided to give a {G} to",
-    "When {A} and {B} were at the {P} , {S} handed a {G} to",
-    "The {P} {A} and {B} went to had a {G} . {S} gave it to",
 )
 UNSEEN_TEMPLATE = "After {A} and {B} were working at the {P} . {S} decided to give a {G} to"
 

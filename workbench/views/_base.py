@@ -5,9 +5,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import anywidget
+import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
+from widgets.head_grid import HeadGrid, pack
 from workbench.registry import Registry, WorkbenchError
 
 
@@ -55,7 +57,9 @@ def view(*, requires: Collection[str], variables: Collection[str], about: str):
             lacking = VIEWS[name].missing(ds)
             if lacking:
                 fitting = ", ".join(compatible(ds)) or "none"
-                raise ViewError(f"The view '{name}' needs {', '.join(lacking)}; views that fit this dataset: {fitting}.")
+                raise ViewError(
+                    f"The view '{name}' needs {', '.join(lacking)}; views that fit this dataset: {fitting}."
+                )
             return function(ds, **options)
 
         draw.__doc__, draw.__name__ = function.__doc__, name
@@ -103,11 +107,32 @@ def caption(ds: xr.Dataset) -> str:
     return " · ".join(parts)
 
 
-def head_dims(values: xr.DataArray) -> tuple[str | None, list[str]]:
-    """The dimension that tells panels apart (None for one map), and a title for each panel."""
+def head_grid(
+    ds: xr.Dataset, variable: str, *, marks: np.ndarray | None = None, quantity: str, **traits: Any
+) -> Drawing:
+    """A head grid of one variable with its `_low` and `_high`, one panel for each label of its third dimension.
+
+    `marks` has the shape [panel, layer, head] of the grid; see `HeadGrid`.
+    """
+    values = ds[variable]
     extra = [str(dim) for dim in values.dims if dim not in ("layer", "head")]
     if len(extra) > 1:
         raise ViewError(f"A head map has one dimension beside layer and head; select among {', '.join(extra)} first.")
-    if not extra:
-        return None, [""]
-    return extra[0], [str(label) for label in values[extra[0]].values]
+    titles = [str(label) for label in values[extra[0]].values] if extra else [str(ds.attrs["task"])]
+    arrays = {name: _panels(ds[name], extra) for name in (variable, *_ends(ds, variable))}
+    low, high = (arrays.get(f"{variable}_{end}") for end in ("low", "high"))
+    packed = pack(arrays[variable], low=low, high=high, marks=marks)
+    layers = [int(layer) for layer in ds["layer"].values]
+    signed = bool(values.attrs.get("signed"))
+    more = {"titles": titles, "layers": layers, "signed": signed, "quantity": quantity}
+    return Drawing(HeadGrid, {**packed, **more, **traits})
+
+
+def _ends(ds: xr.Dataset, variable: str) -> list[str]:
+    ends = [f"{variable}_low", f"{variable}_high"]
+    return ends if all(end in ds for end in ends) else []
+
+
+def _panels(values: xr.DataArray, extra: list[str]) -> np.ndarray:
+    ordered = values.transpose(*extra, "layer", "head").values
+    return ordered if extra else ordered[None]

@@ -2,39 +2,27 @@
 
 import xarray as xr
 
-from widgets import HeadGrid
-from workbench.views._base import Drawing, caption, head_dims, view
+from workbench.views._base import Drawing, ViewError, caption, head_grid, view
+
+SHOWN = {"alpha": "mean attention received", "sink_rate": "sink rate", "value_norm": "value norm / median"}
 
 
 @view(
     requires={"layer", "head", "key_pos"},
-    variables={"alpha", "alpha_null"},
-    about="alpha of the first key (or another) in every head, task by task; heads over epsilon are marked.",
+    variables={"alpha", "alpha_null", "sink_rate", "value_norm"},
+    about="alpha, sink rate or value norm of the first key (or another) in every head; dots: alpha over epsilon.",
 )
-def sink_heads(ds: xr.Dataset, key: int = 0) -> Drawing:
-    """A head grid of `alpha` at one key position, intervals on hover; a dot marks heads above epsilon."""
+def sink_heads(ds: xr.Dataset, key: int = 0, variable: str = "alpha") -> Drawing:
+    """A head grid of one `variable` (alpha, sink_rate or value_norm) at one key position, intervals on hover."""
+    if variable not in SHOWN or key not in ds["key_pos"].values:
+        raise ViewError(f"Cannot draw '{variable}' of key {key}; use one of {', '.join(SHOWN)} and an existing key.")
     at = ds.sel(key_pos=key)
-    dim, titles = head_dims(at["alpha"])
-    shape = (len(titles), ds.sizes["layer"], ds.sizes["head"])
-    order = ((dim,) if dim else ()) + ("layer", "head")
-    data = {name: at[name].transpose(*order).values.reshape(shape) for name in ("alpha", "alpha_low", "alpha_high")}
-    first = "BOS" if key == 0 and ds.attrs.get("bos") else f"position {key}"
-    return Drawing(
-        HeadGrid,
-        {
-            "values": data["alpha"].astype("<f4").tobytes(),
-            "low": data["alpha_low"].astype("<f4").tobytes(),
-            "high": data["alpha_high"].astype("<f4").tobytes(),
-            "marks": (data["alpha"] > float(ds.attrs["epsilon"])).astype("u1").tobytes(),
-            "shape": list(shape),
-            "titles": titles if dim else [str(ds.attrs["task"])],
-            "layers": [int(layer) for layer in ds["layer"].values],
-            "signed": False,
-            "limit": 1.0,
-            "quantity": f"alpha of {first}; uniform attention {_null(at)}; {caption(ds)}",
-        },
+    over = (at["alpha"] > float(ds.attrs["epsilon"])).transpose(..., "layer", "head").values
+    token = "BOS" if key == 0 and ds.attrs.get("bos") else f"position {key}"
+    null = f"; uniform attention gives {float(at['alpha_null'].values.flat[0]):.2f}" if variable == "alpha" else ""
+    return head_grid(
+        at,
+        variable,
+        marks=(over if over.ndim == 3 else over[None]).astype(int),
+        quantity=f"{SHOWN[variable]}, {token}{null} ({caption(ds)})",
     )
-
-
-def _null(at: xr.Dataset) -> str:
-    return f"{float(at['alpha_null'].values.flat[0]):.2f}"

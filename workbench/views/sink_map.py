@@ -17,9 +17,12 @@ def sink_map(ds: xr.Dataset, prompt: int = 0, head: int | None = None) -> go.Fig
     row = ds["alpha_prompt"].sel(prompt=prompt)
     values = row.max("head") if head is None else row.sel(head=head)
     strongest = row.argmax("head").values
-    tokens = [str(token) for token in ds["token"].sel(prompt=prompt).values]
+    tokens = [theme.plain(token) for token in ds["token"].sel(prompt=prompt).values]
     places = [f"{index} {token}" for index, token in enumerate(tokens)]
-    heads = [[f"L{layer}H{h if head is None else head}" for h in line] for layer, line in zip(ds["layer"].values, strongest, strict=True)]
+    heads = [
+        [f"L{layer}H{h if head is None else head}" for h in line]
+        for layer, line in zip(ds["layer"].values, strongest, strict=True)
+    ]
     which = "strongest head of each layer" if head is None else f"head {head}"
     figure = go.Figure(
         go.Heatmap(
@@ -34,8 +37,12 @@ def sink_map(ds: xr.Dataset, prompt: int = 0, head: int | None = None) -> go.Fig
             zmax=1,
         )
     )
-    title = f"Attention received by each token, {which}: {ds.attrs['task']} in {ds.attrs['model']}"
-    figure.update_layout(**theme.layout(f"{title}<br><sup>sequence {prompt} of {caption(ds)}</sup>", height=340))
+    title = f"Attention received by each token, {which}: {theme.plain(ds.attrs['task'])}"
+    figure.update_layout(
+        **theme.layout(
+            f"{title}, {theme.plain(ds.attrs['model'])}<br><sup>sequence {prompt} of {caption(ds)}</sup>", height=340
+        )
+    )
     figure.update_xaxes(tickvals=list(range(len(tokens))), ticktext=tokens, tickangle=-60, tickfont={"size": 10})
     figure.update_yaxes(title="layer", dtick=1)
     return figure

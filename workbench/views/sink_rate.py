@@ -6,6 +6,8 @@ import xarray as xr
 from workbench import theme
 from workbench.views._base import caption, view
 
+FEW = 8  # queries; the mean over fewer says little about a key
+
 
 @view(
     requires={"key_pos"},
@@ -16,7 +18,7 @@ def sink_rate(ds: xr.Dataset) -> go.Figure:
     """Sink_k of each key position k, over all heads and sequences; bars are bootstrap intervals over sequences."""
     many = "task" in ds.dims
     parts = [ds.sel(task=label) for label in ds["task"].values] if many else [ds]
-    names = [str(label) for label in ds["task"].values] if many else [str(ds.attrs["task"])]
+    names = [theme.plain(label) for label in ds["task"].values] if many else [theme.plain(ds.attrs["task"])]
     figure = go.Figure()
     for index, (part, name) in enumerate(zip(parts, names, strict=True)):
         rate = part["sink_rate_mean"].values
@@ -32,7 +34,16 @@ def sink_rate(ds: xr.Dataset) -> go.Figure:
                 "thickness": 1,
             },
         )
-    title = f"Sink rate by key position in {ds.attrs['model']}"
+    last = float(figure.data[0].x[-1])
+    figure.add_vrect(
+        x0=last - FEW + 1.5,
+        x1=last + 0.5,
+        fillcolor=theme.BAND,
+        line_width=0,
+        annotation_text=f"seen by fewer than {FEW} queries",
+        annotation_position="top right",
+    )
+    title = f"Sink rate by key position in {theme.plain(ds.attrs['model'])}"
     figure.update_layout(**theme.layout(f"{title}<br><sup>{caption(ds)}</sup>"))
     figure.update_layout(showlegend=True, legend={"orientation": "h", "y": -0.3})
     figure.update_xaxes(title="key position (0 is the first token)")

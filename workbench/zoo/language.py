@@ -21,9 +21,6 @@ FILLERS = (
     "{name} and {name2} went to the {place} .",
     "{name} gave a {gift} to {name2} .",
     "{name} handed a {gift} to {name2} .",
-    "{name} passed a {gift} to {name2} .",
-    "{name} decided to give a {gift} to {name2} .",
-    "{name} and {name2} were working at the {place} .",
 )
 ABC_SHARE = 0.1  # of IOI-like sentences, those with a third name as subject: either name may follow
 
@@ -124,12 +121,12 @@ KINDS: Mapping[str, Callable[[random.Random], Sample]] = {
 MIXTURE = {
     "ioi": 0.20,
     "colored_objects": 0.30,
-    "induction": 0.22,
+    "induction": 0.25,
     "greater_than": 0.07,
     "subject_verb": 0.04,
     "capital": 0.03,
     "next_day": 0.02,
-    "filler": 0.12,
+    "filler": 0.09,
 }
 
 
@@ -166,7 +163,13 @@ def tokenizer():
 
 
 def packed(
-    rng: random.Random, words: Mapping[str, int], *, batch: int, length: int, answer_weight: float, backcopy_share: float
+    rng: random.Random,
+    words: Mapping[str, int],
+    *,
+    batch: int,
+    length: int,
+    answer_weight: float,
+    backcopy_share: float,
 ) -> tuple[np.ndarray, np.ndarray]:
     """One training batch: token ids and the loss weight of each, both [batch, length].
 

@@ -32,7 +32,7 @@ class Recipe:
     heads: int = 8
     width: int = 128
     positions: int = 128
-    steps: int = 5500
+    steps: int = 6000
     batch: int = 16
     length: int = 64
     learning_rate: float = 4e-3
@@ -46,7 +46,7 @@ class Recipe:
 
 RECIPES = {
     "tasks": Recipe(),
-    "tasks-backcopy": Recipe(layers=4, steps=8000, backcopy_share=0.3, checkpoints=(0, 500, 1000, 2000, 3500, 5000)),
+    "tasks-backcopy": Recipe(layers=4, steps=8500, backcopy_share=0.25, checkpoints=(0, 500, 1000, 2000, 3500, 5000)),
 }
 
 

@@ -1,0 +1,353 @@
+"""Both widgets in real pages: as Panel components and, from the same files, in JupyterLab."""
+
+import re
+
+import numpy as np
+import panel as pn
+import panel_material_ui as pmui
+import pytest
+from playwright.sync_api import Locator, Page, expect
+
+from widgets import AttentionView, HeadGrid, attention_view, head_grid
+from workbench.app.hosting import panelize
+
+LAYERS = [0, 2, 4]
+TEXTS = (
+    ".rw-title, .rw-layer, .rw-head, .rw-quantity, .rw-ends > *, .rw-entry, .rw-chosen, .rw-label, .rw-chip, .rw-live"
+)
+TOKENS = ["<bos>", "When", " Mary", "\n", "<script>document.title='gone'</script><b>", " gave"]
+PATTERN = np.array(
+    [
+        [1, 0, 0, 0, 0, 0],
+        [0.9, 0.1, 0, 0, 0, 0],
+        [0.3, 0.2, 0.5, 0, 0, 0],
+        [0.25, 0.25, 0.25, 0.25, 0, 0],
+        [0.96, 0.01, 0.01, 0.01, 0.01, 0],
+        [0.2, 0, 0.63, 0.02, 0.05, 0.1],
+    ]
+)
+
+
+def heads() -> dict[str, np.ndarray]:
+    """Two panels of three layers and four heads with every kind of cell: marked, beyond the limit, without value."""
+    values = np.linspace(-0.3, 0.39, 24).reshape(2, 3, 4)
+    values[0, 1, 2], values[1, 1, 2] = 0.42, 0.9
+    values[1, 0, 0] = np.nan
+    marks = np.zeros(values.shape, int)
+    marks[:, 1, 2] = 2
+    marks[0, 2, 3] = 1
+    return {"values": values, "low": values - 0.04, "high": values + 0.04, "marks": marks}
+
+
+def grid_traits() -> dict:
+    more = {"titles": ["IOI", "Colours"], "layers": LAYERS, "limit": 0.5, "quantity": "recovered logit difference"}
+    return head_grid.pack(**heads()) | more
+
+
+def attention_traits() -> dict:
+    pattern = attention_view.pack(PATTERN)
+    return {"pattern": pattern, "tokens": TOKENS, "title": "L9H9 <i>on</i> a prompt", "sink": 0}
+
+
+def expected_label(panel: int, row: int, head: int) -> str:
+    value, mark = heads()["values"][panel, row, head], heads()["marks"][panel, row, head]
+    name = f"L{LAYERS[row]}H{head}"
+    if np.isnan(value):
+        return f"{name}, no value"
+    words = ["", ", top", ", shared"][mark]
+    return f"{name}, {value:.2f}, interval {value - 0.04:.2f} to {value + 0.04:.2f}{words}".replace("-0.00", "0.00")
+
+
+def cell(page: Page, name: str, panel: int = 0) -> Locator:
+    return page.get_by_role("grid").nth(panel).get_by_role("gridcell", name=re.compile(f"^{name},"))
+
+
+def chosen_token(page: Page) -> Locator:
+    return page.get_by_role("listbox").get_by_role("option", selected=True)
+
+
+@pytest.fixture
+def grid(page: Page, serve):
+    component = panelize(HeadGrid)(**grid_traits())
+    page.goto(serve(component))
+    page.get_by_role("grid").nth(1).wait_for()
+    return component
+
+
+@pytest.fixture
+def attention(page: Page, serve):
+    component = panelize(AttentionView)(**attention_traits())
+    page.goto(serve(component))
+    page.get_by_role("listbox").wait_for()
+    return component
+
+
+def test_every_cell_says_its_numbers(page: Page, grid) -> None:
+    for panel in range(2):
+        labels = (
+            page.get_by_role("grid")
+            .nth(panel)
+            .get_by_role("gridcell")
+            .evaluate_all("cells => cells.map(cell => cell.getAttribute('aria-label'))")
+        )
+        rows = range(len(LAYERS) - 1, -1, -1)
+        assert labels == [expected_label(panel, row, head) for row in rows for head in range(4)]
+    expect(page.get_by_role("grid", name="Colours, recovered logit difference, by layer and head")).to_be_visible()
+
+
+def test_a_click_selects_the_head_in_every_panel_and_in_python(page: Page, grid, until) -> None:
+    cell(page, "L2H1", panel=1).click()
+    until(lambda: grid.selected == [2, 1])
+    for panel in range(2):
+        expect(cell(page, "L2H1", panel)).to_have_attribute("aria-selected", "true")
+    expect(page.locator(".rw-cell[aria-selected=true]")).to_have_count(2)
+    page.keyboard.press("Escape")
+    until(lambda: grid.selected == [])
+    expect(page.locator(".rw-cell[aria-selected=true]")).to_have_count(0)
+
+
+def test_python_selects_a_head_and_replaces_the_data(page: Page, grid) -> None:
+    grid.selected = [4, 3]
+    expect(cell(page, "L4H3")).to_have_attribute("aria-selected", "true")
+    expect(page.locator(".rw-chosen")).to_have_text(re.compile(r"^L4H3IOI: 0.03 \[-0.01, 0.07\], topColours: 0.39"))
+    grid.param.update(**head_grid.pack([[[0.125, -7]]]), titles=["Only"], layers=[5], selected=[5, 1], limit=0)
+    expect(page.get_by_role("gridcell")).to_have_count(2)
+    expect(page.get_by_label("L5H1, -7.00", exact=True)).to_have_attribute("aria-selected", "true")
+    expect(page.locator(".rw-ends")).to_have_text("-7.0007.00")
+    expect(page.locator(".rw-legend")).to_be_empty()
+
+
+def test_the_keyboard_moves_within_a_panel(page: Page, grid, until) -> None:
+    cell(page, "L0H0").focus()
+    # Up leads to the next layer, and the rims hold.
+    for key, name in [
+        ("ArrowUp", "L2H0"),
+        ("ArrowRight", "L2H1"),
+        ("End", "L2H3"),
+        ("ArrowRight", "L2H3"),
+        ("ArrowUp", "L4H3"),
+        ("ArrowUp", "L4H3"),
+        ("Home", "L4H0"),
+        ("ArrowDown", "L2H0"),
+    ]:
+        page.keyboard.press(key)
+        expect(cell(page, name)).to_be_focused()
+    page.keyboard.press("Enter")
+    until(lambda: grid.selected == [2, 0])
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Space")
+    until(lambda: grid.selected == [2, 1])
+    assert page.locator(".rw-cell[tabindex='0']").count() == 2
+    page.keyboard.press("Tab")
+    expect(cell(page, "L2H1", panel=1)).to_be_focused()
+
+
+def test_hovering_tells_the_value_and_never_python(page: Page, grid) -> None:
+    cell(page, "L2H2").hover()
+    tip = page.get_by_role("tooltip")
+    expect(tip).to_have_text("L2H2IOI: 0.42 [0.38, 0.46], sharedColours: 0.90 [0.86, 0.94], shared")
+    assert grid.selected == []
+    page.mouse.move(1200, 880)
+    expect(tip).to_be_hidden()
+
+
+def test_layers_go_up_and_numbers_stand_beside_their_cells(page: Page, grid) -> None:
+    bottom, top, right = (cell(page, name).bounding_box() for name in ("L0H0", "L4H0", "L0H3"))
+    assert bottom["y"] > top["y"] and right["x"] > bottom["x"]
+    panel = page.get_by_role("grid").first
+    layer = panel.get_by_role("rowheader", name="layer 4").bounding_box()
+    head = panel.get_by_role("columnheader", name="head 3").bounding_box()
+    assert layer["y"] + layer["height"] / 2 == pytest.approx(top["y"] + top["height"] / 2, abs=1)
+    assert head["x"] + head["width"] / 2 == pytest.approx(right["x"] + right["width"] / 2, abs=1)
+    assert layer["x"] + layer["width"] <= top["x"] + 1 and head["y"] >= right["y"] + right["height"] - 1
+
+
+def test_colours_tell_signs_apart_and_stop_at_the_limit(page: Page, grid, painted) -> None:
+    def colour(name: str, panel: int) -> list[int]:
+        return painted(cell(page, name, panel))
+
+    negative, positive, beyond = colour("L0H0", 0), colour("L2H2", 0), colour("L2H2", 1)
+    assert negative[2] > negative[0] + 40 and positive[0] > positive[2] + 40
+    grid.param.update(**head_grid.pack([[[0.0, 0.5, 2.0]]]), titles=[], layers=[])
+    expect(page.get_by_role("gridcell")).to_have_count(3)
+    zero, end = colour("L0H0", 0), colour("L0H1", 0)
+    assert end == beyond == colour("L0H2", 0)
+    assert max(zero[:3]) - min(zero[:3]) < 8
+    expect(page.locator(".rw-ends")).to_have_text("-0.500≥ 0.50")
+
+
+def test_marks_have_shapes_and_a_legend(page: Page, grid) -> None:
+    expect(page.locator(".rw-legend")).to_have_text("top of this panelshared: top of every panelno value")
+    width = "cell => parseFloat(getComputedStyle(cell, '::after').width)"
+    assert cell(page, "L2H2").evaluate(width) > 1.5 * cell(page, "L4H3").evaluate(width) > 0
+    assert cell(page, "L0H0").evaluate("cell => getComputedStyle(cell, '::after').content") == "none"
+    empty = cell(page, "L0H0", panel=1)
+    assert "gradient" in empty.evaluate("cell => getComputedStyle(cell).backgroundImage")
+
+
+def test_traits_that_do_not_fit_are_said_in_the_page(page: Page, grid) -> None:
+    grid.marks = b"\0" * 5
+    expect(page.get_by_text("marks has 5 bytes, the shape [2,3,4] needs 24")).to_be_visible()
+    grid.marks = b""
+    expect(page.get_by_role("gridcell")).to_have_count(24)
+
+
+def test_a_removed_component_comes_back_alive(page: Page, serve, until) -> None:
+    component = panelize(HeadGrid)(**grid_traits())
+    column = pn.Column(component)
+    page.goto(serve(column))
+    cell(page, "L2H1").wait_for()
+    column.clear()
+    expect(page.locator(".rw-head-grid")).to_have_count(0)
+    component.selected = [4, 0]
+    column.append(component)
+    expect(page.locator(".rw-cell[aria-selected=true]")).to_have_count(2)
+    cell(page, "L2H1").click()
+    until(lambda: component.selected == [2, 1])
+
+
+def test_a_click_on_a_token_or_a_row_selects_the_query(page: Page, attention, until) -> None:
+    page.get_by_role("option", name="·gave, position 5").click()
+    until(lambda: attention.token == 5)
+    live = page.locator("[aria-live=polite]")
+    expect(live).to_have_text("Query '·gave' (5) attends most to '·Mary' (2) 0.63, '<bos>' (0) 0.20, '·gave' (5) 0.10.")
+    page.locator(".rw-label", has_text="When").first.click()
+    until(lambda: attention.token == 1)
+    page.keyboard.press("ArrowDown")
+    until(lambda: attention.token == 2)
+    expect(live).to_contain_text("Query '·Mary' (2) attends most to '·Mary' (2) 0.50, '<bos>' (0) 0.30")
+    for key, position in [("ArrowUp", 1), ("Home", 0), ("ArrowUp", 0), ("End", 5), ("ArrowDown", 5), ("Escape", -1)]:
+        page.keyboard.press(key)
+        until(lambda expected=position: attention.token == expected)
+
+
+def test_python_selects_a_query(page: Page, attention) -> None:
+    attention.token = 2
+    expect(chosen_token(page)).to_have_text("·Mary")
+    shares = page.get_by_role("option").evaluate_all(
+        "chips => chips.map(chip => parseFloat(chip.style.getPropertyValue('--rw-share')) / 100)"
+    )
+    np.testing.assert_allclose(shares, PATTERN[2], atol=0.005)
+    attention.param.update(tokens=["a"], pattern=attention_view.pack([[1.0]]), token=0)
+    expect(page.locator("[aria-live=polite]")).to_have_text("Query 'a' (0) attends most to 'a' (0) 1.00.")
+
+
+def test_hovering_a_cell_says_query_key_and_probability(page: Page, attention) -> None:
+    matrix = page.get_by_role("img", name="Attention of 6 queries (rows) to 6 keys (columns)")
+    frame, size = page.locator(".rw-ground").bounding_box(), page.locator(".rw-ground").bounding_box()["width"] / 6
+    page.mouse.move(frame["x"] + 2.5 * size, frame["y"] + 5.5 * size)
+    expect(page.locator(".rw-read")).to_have_text("query '·gave' (5) → key '·Mary' (2): 0.63")
+    page.mouse.move(frame["x"] + 4.5 * size, frame["y"] + 1.5 * size)
+    expect(page.locator(".rw-read")).to_contain_text("query 'When' (1) cannot see the later token '<script>")
+    assert attention.token == -1
+    expect(matrix.get_by_text("▾ sink")).to_be_visible()
+
+
+def test_tokens_are_text_and_nothing_else(page: Page, attention) -> None:
+    expect(page.get_by_role("option").nth(4)).to_have_text(TOKENS[4])
+    expect(page.get_by_role("option").nth(3)).to_have_text("↵")
+    expect(page.get_by_text("L9H9 <i>on</i> a prompt")).to_be_visible()
+    assert page.locator(".rw-attention").locator("script, b, i").count() == 0
+    assert page.title() != "gone"
+
+
+def test_text_is_readable_in_light_and_dark(page: Page, serve, unreadable) -> None:
+    # The last query attends in every shade, so that the text of a chip meets every ground.
+    shades = np.tril(np.ones((50, 50)))
+    shades[-1] = np.linspace(0, 1, 50)
+    shown = {"pattern": attention_view.pack(shades), "tokens": list("abcde" * 10), "token": 49}
+    items = [panelize(HeadGrid)(**grid_traits()), panelize(AttentionView)(**shown)]
+    page.goto(serve(pmui.Page(title="Widgets", theme_toggle=True, main=[pn.Column(*items)])))
+    chosen_token(page).wait_for()
+    paper = page.locator(".rw-chip").first
+    background = "chip => getComputedStyle(chip).backgroundColor"
+    light = paper.evaluate(background)
+    assert unreadable(TEXTS) == []
+    page.get_by_role("button", name="Toggle theme").click()
+    expect(page.locator(".rw-title").first).not_to_have_css("color", "rgba(0, 0, 0, 0.87)")
+    assert paper.evaluate(background) != light
+    assert unreadable(TEXTS) == []
+
+
+# Renders the module outside any host, against a model that counts its listeners.
+STANDALONE = """async ([source, state]) => {
+  const url = URL.createObjectURL(new Blob([source], { type: 'text/javascript' }))
+  const { default: widget } = await import(url)
+  const listeners = []
+  const model = {
+    get: name => name === 'values' ? new Float32Array(state.values).buffer : state[name],
+    set() {}, save_changes() {},
+    on: (event, call) => listeners.push([event, call]),
+    off: (event, call) => listeners.splice(listeners.findIndex(([e, c]) => e === event && c === call), 1),
+  }
+  const times = []
+  let most = 0
+  for (let round = 0; round < 5; round++) {
+    const el = document.body.appendChild(document.createElement('div'))
+    const start = performance.now()
+    const cleanup = widget.render({ model, el })
+    el.getBoundingClientRect()
+    times.push(performance.now() - start)
+    most = Math.max(most, listeners.length)
+    cleanup()
+    if (el.childElementCount) throw new Error('render left something behind')
+    el.remove()
+  }
+  return { time: Math.min(...times), listeners: listeners.length, most }
+}"""
+
+
+def test_a_large_map_draws_at_once_and_cleans_up(page: Page, serve) -> None:
+    page.goto(serve(pn.pane.Str("empty page")))
+    values = np.sin(np.arange(2 * 48 * 32)).tolist()
+    state = {
+        "values": values,
+        "shape": [2, 48, 32],
+        "titles": [],
+        "layers": [],
+        "signed": True,
+        "limit": 0,
+        "quantity": "",
+    }
+    found = page.evaluate(STANDALONE, [HeadGrid.ESM.read_text(), state | {"selected": []}])
+    assert found["most"] == 11 and found["listeners"] == 0
+    assert found["time"] < 200
+
+
+def test_the_same_files_work_in_jupyterlab(page: Page, run_notebook) -> None:
+    made = "from widgets import AttentionView, HeadGrid\n"
+    opened = run_notebook(
+        f"{made}grid = HeadGrid(**{grid_traits()!r})\ngrid",
+        f"view = AttentionView(**{attention_traits()!r})\nview",
+    )
+    assert opened.errors() == []
+    expect(cell(page, "L2H2", panel=1)).to_have_attribute("aria-label", expected_label(1, 1, 2))
+    cell(page, "L2H1", panel=1).click()
+    page.get_by_role("option", name="·gave, position 5").click()
+    assert opened.run("assert (grid.selected, view.token) == ([2, 1], 5), (grid.selected, view.token)") == []
+    # The arrow keys stay with the widget instead of moving to another notebook cell.
+    cell(page, "L2H1").click()
+    page.keyboard.press("ArrowUp")
+    expect(cell(page, "L4H1")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(cell(page, "L4H1", panel=1)).to_have_attribute("aria-selected", "true")
+    assert opened.run("assert grid.selected == [4, 1], grid.selected\ngrid.selected = [0, 3]\nview.token = 2") == []
+    expect(cell(page, "L0H3")).to_have_attribute("aria-selected", "true")
+    expect(chosen_token(page)).to_have_text("·Mary")
+
+
+def test_text_is_readable_in_a_dark_jupyterlab(page: Page, run_notebook, unreadable) -> None:
+    made = "from widgets import AttentionView, HeadGrid\nfrom IPython.display import display\n"
+    shown = f"display(HeadGrid(**{grid_traits()!r}), AttentionView(**{attention_traits()!r}, token=5))"
+    assert run_notebook(made + shown).errors() == []
+    chosen_token(page).wait_for()
+    assert unreadable(TEXTS) == []
+    light = page.locator(".rw-chip").first.evaluate("chip => getComputedStyle(chip).color")
+    page.evaluate("() => jupyterapp.commands.execute('apputils:change-theme', { theme: 'JupyterLab Dark' })")
+    expect(page.locator("body")).to_have_attribute("data-jp-theme-light", "false")
+    expect(page.locator(".rw-live")).not_to_have_css("color", light)
+    assert unreadable(TEXTS) == []
+
+
+def test_a_failing_cell_is_reported(run_notebook) -> None:
+    assert run_notebook("1 / 0").errors() == ["ZeroDivisionError: division by zero"]

@@ -1,0 +1,157 @@
+"""The Circuits page: two tasks side by side, the heads both use, and where the selected head looks."""
+
+from typing import Any
+
+import numpy as np
+import panel as pn
+import panel_material_ui as pmui
+import param
+import xarray as xr
+
+from workbench.analyses import overlap
+from workbench.app.parts import CodeBox, FigureSlot, GridSlot, Slot, Theme, choice, code, heading
+from workbench.app.runner import Runner
+from workbench.engine import specify
+from workbench.models.heads import head_name, parse_head
+from workbench.session import Session
+from workbench.tasks import make_task
+from workbench.views import attention_pattern, head_map, overlap_curve
+
+WATCHED = ("model", "checkpoint", "task_a", "corruption_a", "task_b", "corruption_b", "n", "seed")
+
+
+class CircuitsPage(pn.viewable.Viewer):
+    """Head maps of both tasks with their shared heads, the overlap curve, and the attention of one head."""
+
+    measure = param.Selector(objects={"Intersection over union": "iou", "Weighted overlap": "weighted"}, default="iou")
+    viewed = param.Selector(objects={"First task": "a", "Second task": "b"}, default="a")
+
+    def __init__(self, session: Session, runner: Runner, theme: Theme, **params: Any) -> None:
+        super().__init__(**params)
+        self._session, self._runner = session, runner
+        self._results: list[xr.Dataset] = []
+        self._shared: xr.Dataset | None = None
+        self.on_result = lambda ds: None
+        self._headline = pmui.Alert(object="Tracing both tasks …", severity="info", sizing_mode="stretch_width")
+        self._maps = GridSlot(session, "The head maps appear here as soon as both tasks are traced.")
+        self._curve = FigureSlot(theme, 430)
+        self._attention = Slot("Select a head in a map to see where it looks.")
+        self._code = CodeBox()
+        self._traced = False
+        session.param.watch(self._again, list(WATCHED))
+        session.param.watch(self.open, "page")
+        session.param.watch(self._compare, "top")
+        session.param.watch(self._look, ["head", "prompt"])
+        session.param.watch(self._pick_token, "token")
+        self.param.watch(self._draw_curve, "measure")
+        self.param.watch(self._look, "viewed")
+
+    def __panel__(self) -> pn.viewable.Viewable:
+        measure, viewed = choice(self.param.measure), choice(self.param.viewed)
+        prompt = pmui.IntSlider.from_param(self._session.param.prompt, start=0, end=31, label="Prompt", width=260)
+        return pn.Column(
+            self._headline,
+            heading(
+                "Which heads carry each task",
+                "Share of the clean answer that comes back when one head's clean output is put into the corrupted run: "
+                "0 = corrupted, 1 = clean. Click a head, or use the arrow keys and Enter.",
+            ),
+            self._maps,
+            heading("Do the circuits overlap more than by chance?", "The bands end at the 95 % point of each null."),
+            measure,
+            self._curve,
+            heading("Where the selected head looks", "Rows are queries, columns the tokens they attend to."),
+            pn.Row(viewed, prompt),
+            self._attention,
+            self._code,
+            sizing_mode="stretch_width",
+        )
+
+    def _specs(self) -> list[dict]:
+        s = self._session
+        chosen = ((s.task_a, s.corruption_a), (s.task_b, s.corruption_b))
+        tasks = [make_task(name, n=s.n, seed=s.seed, corruption=corruption) for name, corruption in chosen]
+        return [specify("head_patching", s.reference, task, {}) for task in tasks]
+
+    async def open(self, *_: Any) -> None:
+        """Trace when the page is first looked at, and again after a change of model or task."""
+        if self._session.page == 0 and not self._traced:
+            await self.refresh()
+
+    async def _again(self, *_: Any) -> None:
+        self._traced = False
+        await self.open()
+
+    async def refresh(self) -> None:
+        """Trace both tasks and draw everything that follows from them."""
+        ticket = self._runner.begin("circuits")
+        with self._runner.reporting():
+            specs = self._specs()
+            self._headline.param.update(object=f"Tracing {self._session.reference} …", severity="info")
+            self._results = [await self._runner.fetch("circuits", ticket, spec) for spec in specs]
+            self._traced = True
+            self.on_result(self._results[0])
+            await self._compare()
+            await self._look()
+
+    async def _compare(self, *_: Any) -> None:
+        if not self._results:
+            return
+        with self._runner.reporting():
+            self._shared = overlap(*self._results, top=self._session.top)
+            self._maps.draw(head_map(self._shared))
+            severity, text = summary(self._shared)
+            self._headline.param.update(object=text, severity=severity)
+            self._draw_curve()
+            self._code.show(code(self._specs(), f"shared = wb.overlap(a, b, top={self._session.top})\nwb.show(shared)"))
+
+    def _draw_curve(self, *_: Any) -> None:
+        if self._shared is not None:
+            self._curve.draw(overlap_curve(self._shared, measure=self.measure))
+
+    async def _look(self, *_: Any) -> None:
+        """Draw the attention of the selected head, or of the strongest shared one."""
+        if self._shared is None:
+            return
+        ticket = self._runner.begin("attention")
+        with self._runner.reporting():
+            layer, head = self._head()
+            task = self._specs()[self.viewed == "b"]["task"]
+            spec = specify("attention", self._session.reference, task, {"prompt": self._session.prompt})
+            ds = await self._runner.fetch("attention", ticket, spec)
+            fresh = self._attention.component is None
+            drawn = self._attention.draw(attention_pattern(ds, layer=layer, head=head, token=self._session.token))
+            if fresh:
+                drawn.param.watch(lambda event: self._session.param.update(token=event.new), "token")
+
+    def _pick_token(self, event: Any) -> None:
+        view = self._attention.component
+        if view is not None and 0 <= event.new < len(view.tokens) and view.token != event.new:
+            view.token = event.new
+
+    def _head(self) -> tuple[int, int]:
+        chosen = self._session.selected
+        effect = self._shared["effect"]
+        if chosen and chosen[0] < effect.sizes["layer"] and chosen[1] < effect.sizes["head"]:
+            return parse_head(self._session.head)
+        least = abs(effect).min("task")
+        best = least.argmax(["layer", "head"])
+        return int(best["layer"]), int(best["head"])
+
+
+def summary(shared: xr.Dataset) -> tuple[str, str]:
+    """Severity and one sentence on what an overlap result says at its chosen size."""
+    at = shared.sel(size=shared.attrs["chosen"])
+    layers = shared["layer"].values
+    cells = [(int(layers[row]), int(head)) for row, head in np.argwhere(shared["shared"].values)]
+    names = ", ".join(head_name(*cell) for cell in cells) or "none"
+    high = max(float(at["iou_null_high"]), float(at["iou_within_high"]))
+    beyond = float(at["iou"]) > high
+    tasks = " and ".join(str(label) for label in shared["task"].values)
+    verdict = "more than chance shares" if beyond else "no more than chance shares"
+    p = f"p = {float(at['iou_null_p']):.4f} among all heads, {float(at['iou_within_p']):.4f} within layers"
+    text = (
+        f"In {shared.attrs['model']}, {tasks} share {len(cells)} of their {shared.attrs['chosen']} strongest heads "
+        f"({names}): intersection over union {float(at['iou']):.2f}, {verdict} (95 % point {high:.2f}; {p})."
+    )
+    return ("success" if beyond else "warning"), text

@@ -1,0 +1,146 @@
+"""Pieces the pages share: a linked head grid, code that reproduces what is shown, headings."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import panel as pn
+import panel_material_ui as pmui
+import param
+import plotly.graph_objects as go
+from panel.custom import AnyWidgetComponent
+
+from workbench.app.hosting import panelize
+from workbench.session import Session
+from workbench.theme import template
+from workbench.views import Drawing
+
+
+def heading(text: str, about: str) -> pn.viewable.Viewable:
+    """A section's title with one sentence on how to read it."""
+    return pn.Column(
+        pmui.Typography(text, variant="h6"),
+        pmui.Typography(about, variant="body2", sx={"opacity": 0.75, "maxWidth": "75em"}),
+        margin=(18, 0, 4, 0),
+    )
+
+
+def choice(parameter: param.Parameter) -> pn.viewable.Viewable:
+    """A row of buttons for a parameter with a few values; labels as written."""
+    plain = {"& .MuiToggleButton-root": {"textTransform": "none", "whiteSpace": "nowrap", "padding": "4px 12px"}}
+    return pmui.RadioButtonGroup.from_param(parameter, label="", size="small", color="primary", sx=plain)
+
+
+class Theme(param.Parameterized):
+    """Whether the page is dark, for the figures on it."""
+
+    dark = param.Boolean(False)
+
+
+class FigureSlot(pn.viewable.Viewer):
+    """A place on a page for a Plotly figure, in the page's colours."""
+
+    def __init__(self, theme: Theme, height: int) -> None:
+        super().__init__()
+        self._theme, self._figure = theme, None
+        self._pane = pn.pane.Plotly(sizing_mode="stretch_width", height=height, visible=False)
+        theme.param.watch(self._paint, "dark")
+
+    def __panel__(self) -> pn.viewable.Viewable:
+        return self._pane
+
+    def draw(self, figure: go.Figure) -> None:
+        """Show a figure."""
+        self._figure = figure
+        self._paint()
+
+    def _paint(self, *_: Any) -> None:
+        if self._figure is not None:
+            painted = go.Figure(self._figure).update_layout(template=template(dark=self._theme.dark, clear=True))
+            self._pane.param.update(object=painted, visible=True)
+
+
+class Slot(pn.viewable.Viewer):
+    """A place on a page for one widget drawing: made when the first one comes, updated afterwards."""
+
+    def __init__(self, waiting: str) -> None:
+        super().__init__()
+        self.component: AnyWidgetComponent | None = None
+        self._box = pn.Column(pmui.Typography(waiting, variant="body2"), sizing_mode="stretch_width")
+
+    def __panel__(self) -> pn.viewable.Viewable:
+        return self._box
+
+    def draw(self, drawing: Drawing, **more: Any) -> AnyWidgetComponent:
+        """Show a drawing; `more` are further traits set with it."""
+        traits = {**drawing.traits, **more}
+        if self.component is None:
+            self.component = panelize(drawing.widget)(**traits)
+            self._box[:] = [self.component]
+        else:
+            self.component.param.update(**traits)
+        return self.component
+
+
+class GridSlot(Slot):
+    """A slot for head grids whose selected head is the session's."""
+
+    def __init__(self, session: Session, waiting: str) -> None:
+        super().__init__(waiting)
+        self._session = session
+        session.param.watch(self._follow, "head")
+
+    def draw(self, drawing: Drawing, **more: Any) -> AnyWidgetComponent:
+        """Show a grid with the session's head selected, if it has that head."""
+        fresh = self.component is None
+        component = super().draw(drawing, selected=self._within(drawing.traits), **more)
+        if fresh:
+            component.param.watch(lambda event: self._session.select(event.new), "selected")
+        return component
+
+    def _within(self, traits: Mapping[str, Any]) -> list[int]:
+        cell = self._session.selected
+        return cell if cell and cell[0] in traits["layers"] and cell[1] < traits["shape"][2] else []
+
+    def _follow(self, event: Any) -> None:
+        if self.component is not None:
+            wanted = self._within({name: getattr(self.component, name) for name in ("layers", "shape")})
+            if self.component.selected != wanted:
+                self.component.selected = wanted
+
+
+def code(specs: list[Mapping[str, Any]], after: str) -> str:
+    """Python, in Markdown, that computes what is shown from nothing but the package."""
+    lines = ["import workbench as wb", ""]
+    model = {k: v for k, v in specs[0]["model"].items() if k != "reference"}
+    options = "".join(f", {name}={value!r}" for name, value in model.items())
+    lines.append(f"model = wb.load({specs[0]['model']['reference']!r}{options})")
+    for letter, spec in zip("abcdef", specs, strict=False):
+        task = {k: v for k, v in spec["task"].items() if k not in ("name", "metric")}
+        chosen = "".join(f", {name}={value!r}" for name, value in task.items())
+        params = "".join(f", {name}={value!r}" for name, value in spec["params"].items())
+        lines.append(
+            f"{letter} = wb.run({spec['analysis']!r}, model, wb.task({spec['task']['name']!r}{chosen}){params})"
+        )
+    return "```python\n" + "\n".join([*lines, *after.splitlines()]) + "\n```"
+
+
+class CodeBox(pn.viewable.Viewer):
+    """A folded box with the Python behind a page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._text = pn.pane.Markdown("", sizing_mode="stretch_width")
+        self._box = pmui.Accordion(("Show code", self._text), sizing_mode="stretch_width", margin=(12, 0))
+
+    def __panel__(self) -> pn.viewable.Viewable:
+        return self._box
+
+    def show(self, text: str) -> None:
+        """Replace the code."""
+        self._text.object = text
+
+
+def trust(ds_attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """The trust card stored in a result."""
+    return json.loads(ds_attrs["trust"])

@@ -1,0 +1,99 @@
+"""The sidebar: what is traced (model, tasks, sizes), how far the work is, and the model's trust card."""
+
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import panel as pn
+import panel_material_ui as pmui
+
+from workbench.app.runner import Runner
+from workbench.models.reference import checkpoints, find, zoo_names
+from workbench.registry import WorkbenchError
+from workbench.session import Session
+from workbench.tasks import TASKS
+
+MARKS = {"green": "✓", "amber": "!", "red": "✗"}
+
+
+class Sidebar(pn.viewable.Viewer):
+    """Pickers bound to the session; a task change offers that task's corruptions."""
+
+    def __init__(self, session: Session, runner: Runner, models: list[str]) -> None:
+        super().__init__()
+        self._session, self._runner, self._models = session, runner, models
+        wide = {"sizing_mode": "stretch_width", "size": "small"}
+        p = session.param
+        self._model = pmui.Select(label="Model", options=models, value=session.model, **wide)
+        self._checkpoint = pmui.Select(label="Training step", options=["final"], value="final", **wide)
+        self._pickers = {}
+        for letter, title in (("a", "First task"), ("b", "Second task")):
+            task = pmui.Select.from_param(p[f"task_{letter}"], options=list(TASKS), label=title, **wide)
+            corruption = pmui.Select(label="Corruption", options=[], **wide)
+            corruption.param.watch(self._chosen(letter), "value")
+            self._pickers[letter] = (task, corruption)
+            self._offer(letter)
+            session.param.watch(lambda _, letter=letter: self._offer(letter), f"task_{letter}")
+        self._n = pmui.IntInput.from_param(p.n, label="Prompts a task", **wide)
+        self._top = pmui.FloatSlider.from_param(
+            p.top, start=0.01, end=0.5, step=0.01, label="Circuit size, share of heads"
+        )
+        self.card = pn.pane.HTML("", sizing_mode="stretch_width")
+        self._steps()
+        self._model.param.watch(self._change_model, "value")
+        self._checkpoint.param.watch(lambda event: session.param.update(checkpoint=event.new), "value")
+
+    def __panel__(self) -> pn.viewable.Viewable:
+        (task_a, corruption_a), (task_b, corruption_b) = self._pickers["a"], self._pickers["b"]
+        pickers = (self._model, self._checkpoint, task_a, corruption_a, task_b, corruption_b, self._n, self._top)
+        return pn.Column(
+            *pickers,
+            pmui.Divider(),
+            self._runner,
+            pmui.Divider(),
+            pmui.Typography("Trust card", variant="subtitle2"),
+            self.card,
+            sizing_mode="stretch_width",
+            styles={"padding": "10px 18px 10px 6px", "box-sizing": "border-box"},
+        )
+
+    def show_card(self, title: str, card: dict[str, Any]) -> None:
+        """Show the trust card that came with a result."""
+        rows = "".join(
+            f"<details {'' if c['colour'] == 'green' else 'open'}><summary>{MARKS[c['colour']]} {escape(c['name'])}"
+            f"</summary>{escape(c['found'])} <b>{escape(c['fix'])}</b></details>"
+            for c in card["checks"]
+        )
+        self.card.object = f"<b>{escape(title)}: {card['colour']}</b>{rows}"
+
+    def _chosen(self, letter: str):
+        return lambda event: event.new and self._session.param.update(**{f"corruption_{letter}": event.new})
+
+    def _offer(self, letter: str) -> None:
+        """Offer the corruptions of the task picked, keeping the present one where the task has it."""
+        known = list(TASKS[getattr(self._session, f"task_{letter}")].corruptions)
+        present = getattr(self._session, f"corruption_{letter}")
+        value = present if present in known else known[0]
+        self._session.param.update(**{f"corruption_{letter}": value})
+        self._pickers[letter][1].param.update(options=known, value=value)
+
+    def _steps(self) -> None:
+        steps = ["final", *map(str, reversed(checkpoints(self._session.model)))]
+        value = self._session.checkpoint if self._session.checkpoint in steps else "final"
+        self._session.checkpoint = value
+        self._checkpoint.param.update(options=steps, value=value)
+
+    def _change_model(self, event: Any) -> None:
+        self._session.param.update(model=event.new, checkpoint="final")
+        self._steps()
+
+
+def offered_models(root: str | None) -> list[str]:
+    """The zoo and, where a folder of models is named, each whole model directory directly under it."""
+    found = []
+    for folder in sorted(Path(root).expanduser().resolve().iterdir()) if root else []:
+        try:
+            found.append(find(folder).reference)
+        except WorkbenchError:
+            continue  # not a model, or one that loading would refuse
+    return zoo_names() + found

@@ -1,0 +1,165 @@
+"""The command line: `workbench run | app | models | tasks | check`, its flags derived from the registries.
+
+Exit codes: 0 done, 1 something a person can mend (one sentence on stderr), 2 a wrong command line, 3 a red trust card,
+130 interrupted.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from workbench.analyses import ANALYSES
+from workbench.analyses._base import Parameter
+from workbench.engine import run
+from workbench.models.reference import checkpoints, zoo_names
+from workbench.registry import WorkbenchError
+from workbench.store import save
+from workbench.tasks import TASKS, Task, make_task
+
+FAILED, RED, INTERRUPTED = 1, 3, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns its exit code."""
+    options = parser().parse_args(arguments)
+    try:
+        return options.command(options)
+    except WorkbenchError as error:
+        print(f"workbench: {error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line, one subcommand for each registered analysis under `run`."""
+    top = argparse.ArgumentParser(prog="workbench", description="See what a transformer shares between its tasks.")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    analyses = commands.add_parser("run", help="run an analysis and save its dataset").add_subparsers(
+        required=True, metavar="ANALYSIS"
+    )
+    for name, analysis in ANALYSES.items():
+        _add_analysis(analyses.add_parser(name, help=analysis.about, description=analysis.about), name)
+    models = commands.add_parser("models", help="list the shipped models")
+    tasks = commands.add_parser("tasks", help="list the tasks and their corruptions")
+    for command, function in ((models, _models), (tasks, _tasks)):
+        command.add_argument("--json", action="store_true", help="print JSON")
+        command.set_defaults(command=function)
+    check = commands.add_parser("check", help="load a model and print its trust card")
+    check.add_argument("model", help="zoo/<name>, a directory, or a hub id")
+    check.add_argument("--json", action="store_true", help="print JSON")
+    _add_loading(check)
+    check.set_defaults(command=_check)
+    app = commands.add_parser("app", help="serve the dashboard on this machine")
+    app.add_argument("--port", type=int, default=0, help="port (default: a free one)")
+    app.add_argument("--models", type=Path, help="a folder whose model directories are offered too")
+    app.set_defaults(command=_app)
+    return top
+
+
+def _add_analysis(command: argparse.ArgumentParser, name: str) -> None:
+    command.add_argument("--model", required=True, help="zoo/<name>, a directory, or a hub id")
+    command.add_argument("--task", required=True, help=f"one of {', '.join(TASKS)}, or a .jsonl or .csv of your pairs")
+    command.add_argument("--corruption", help="the task's corruption (default: its first)")
+    command.add_argument("--n", type=int, default=64, help="prompts (default 64)")
+    command.add_argument("--seed", type=int, default=0, help="seed of the prompts (default 0)")
+    command.add_argument("--out", type=Path, help="netCDF file to write (default: only the store)")
+    command.add_argument("--json", action="store_true", help="print a JSON summary")
+    command.add_argument("--refresh", action="store_true", help="compute again even if the store has the result")
+    _add_loading(command)
+    for parameter in ANALYSES[name].parameters.values():
+        _add_parameter(command, parameter)
+    command.set_defaults(command=_run, analysis=name)
+
+
+def _add_loading(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--device", help="cuda, mps or cpu (default: the first there is)")
+    command.add_argument("--dtype", default="float32", help="float32, bfloat16 or float16")
+    command.add_argument("--fold", action="store_true", help="fold layer norms and value biases into the weights")
+    command.add_argument("--merge", action="store_true", help="merge an adapter into a copy of the weights")
+    command.add_argument("--override", action="store_true", help="trace even if the trust card is red")
+    command.add_argument("--trust-remote-code", action="store_true", help="let the model's own code run")
+
+
+def _add_parameter(command: argparse.ArgumentParser, parameter: Parameter) -> None:
+    kind = parameter.kind if parameter.kind in (int, float) else str
+    command.add_argument(
+        f"--{parameter.name.replace('_', '-')}",
+        type=kind,
+        choices=parameter.choices or None,
+        default=parameter.default,
+        help=f"default {parameter.default}",
+    )
+
+
+def _loading(options: argparse.Namespace) -> dict[str, Any]:
+    names = ("device", "dtype", "fold", "merge", "override", "trust_remote_code")
+    return {"reference": options.model, **{name: getattr(options, name) for name in names}}
+
+
+def _run(options: argparse.Namespace) -> int:
+    params = {name: getattr(options, name) for name in ANALYSES[options.analysis].parameters}
+    task = _task(options)
+    ds = run(options.analysis, _loading(options), task, refresh=options.refresh, **params)
+    if options.out:
+        save(ds, options.out)
+    primary = ds[ds.attrs["primary"]]
+    summary = {
+        "title": ds.attrs["title"],
+        "primary": primary.name,
+        "dims": {str(dim): size for dim, size in primary.sizes.items()},
+        "largest": float(abs(primary).max()),
+        "seconds": float(ds.attrs["seconds"]),
+        "file": str(options.out) if options.out else None,
+    }
+    _print(summary if options.json else str(ds), options.json)
+    return 0
+
+
+def _task(options: argparse.Namespace) -> Task:
+    if Path(options.task).suffix in (".jsonl", ".ndjson", ".csv"):
+        return Task.from_records(options.task, name=Path(options.task).stem)
+    return make_task(options.task, n=options.n, seed=options.seed, corruption=options.corruption)
+
+
+def _models(options: argparse.Namespace) -> int:
+    rows = {name: checkpoints(name) for name in zoo_names()}
+    lines = [f"{name}  (checkpoints at {', '.join(map(str, steps)) or 'none'})" for name, steps in rows.items()]
+    _print(rows if options.json else "\n".join(lines), options.json)
+    return 0
+
+
+def _tasks(options: argparse.Namespace) -> int:
+    rows = {name: {"corruptions": f.corruptions, "metric": f.metric, "about": f.about} for name, f in TASKS.items()}
+    lines = [f"{name}  [{', '.join(row['corruptions'])}]  {row['about']}" for name, row in rows.items()]
+    _print(rows if options.json else "\n".join(lines), options.json)
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    from workbench.models.load import load
+
+    model = load(**_loading(options))
+    _print(json.loads(model.card.to_json()) if options.json else f"{model!r}\n{model.card!r}", options.json)
+    return RED if model.card.problems() else 0
+
+
+def _app(options: argparse.Namespace) -> int:
+    from workbench.app.serve import serve
+
+    if options.models:
+        os.environ["WORKBENCH_MODELS"] = str(options.models)
+    serve(options.port)
+    return 0
+
+
+def _print(value: Any, as_json: bool) -> None:
+    print(json.dumps(value, indent=1) if as_json else value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

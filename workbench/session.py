@@ -1,0 +1,46 @@
+"""What a person is looking at now: model, tasks, head, token. Views watch it, so a selection is one everywhere."""
+
+import param
+
+from workbench.models.heads import head_name, parse_head
+from workbench.registry import WorkbenchError
+
+URL = (
+    *("model", "checkpoint", "task_a", "corruption_a", "task_b", "corruption_b", "n", "seed", "top", "head", "prompt"),
+    *("token", "page"),
+)
+
+
+class Session(param.Parameterized):
+    """The state of one dashboard or notebook; plain values only, so that an address can carry all of it."""
+
+    model = param.String("zoo/tasks", doc="Reference of the model, without a checkpoint.")
+    checkpoint = param.String("final", doc="Training step of the weights, or 'final'.")
+    task_a = param.String("ioi", doc="First task.")
+    corruption_a = param.String("value_swap", doc="How its prompts are corrupted.")
+    task_b = param.String("colored_objects", doc="Second task.")
+    corruption_b = param.String("value_swap", doc="How its prompts are corrupted.")
+    n = param.Integer(64, bounds=(8, 1024), doc="Prompts a task.")
+    seed = param.Integer(0, bounds=(0, None), doc="Seed of the prompts.")
+    top = param.Number(0.2, bounds=(0, 1), inclusive_bounds=(False, True), doc="Circuit size, share of all heads.")
+    head = param.String("", doc="Selected head, like L2H3; empty for none.")
+    prompt = param.Integer(0, bounds=(0, None), doc="Prompt (or sequence) shown in detail.")
+    token = param.Integer(-1, bounds=(-1, None), doc="Selected query token; -1 for the last.")
+    page = param.Integer(0, bounds=(0, 1), doc="Open page: 0 circuits, 1 sinks.")
+
+    @property
+    def reference(self) -> str:
+        """The model's reference, its checkpoint included."""
+        return self.model if self.checkpoint == "final" else f"{self.model}@{self.checkpoint}"
+
+    @property
+    def selected(self) -> list[int]:
+        """The selected head as a head grid has it: [layer, head] or []."""
+        try:
+            return list(parse_head(self.head)) if self.head else []
+        except WorkbenchError:
+            return []
+
+    def select(self, cell: list[int]) -> None:
+        """Select a head by [layer, head], or none by []."""
+        self.head = head_name(*cell) if cell else ""
