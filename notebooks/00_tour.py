@@ -143,7 +143,12 @@ mine = wb.Task.from_records(
             "answer": f" {b}",
             "wrong": f" {c}",
         }
-        for a, b, c in [("Mary", "John", "Tom"), ("Dan", "Anna", "Kate"), ("Lucy", "Peter", "Emma"), ("Bob", "Amy", "Leo")]
+        for a, b, c in [
+            ("Mary", "John", "Tom"),
+            ("Dan", "Anna", "Kate"),
+            ("Lucy", "Peter", "Emma"),
+            ("Bob", "Amy", "Leo"),
+        ]
     ]
 )
 wb.show(wb.run("head_patching", model, mine))

@@ -64,7 +64,8 @@ def bpe() -> Any:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     end = "<|endoftext|>"
     core.train_from_iterator(
-        texts, trainers.BpeTrainer(vocab_size=3000, special_tokens=[end], initial_alphabet=alphabet, show_progress=False)
+        texts,
+        trainers.BpeTrainer(vocab_size=3000, special_tokens=[end], initial_alphabet=alphabet, show_progress=False),
     )
     return PreTrainedTokenizerFast(tokenizer_object=core, bos_token=end, eos_token=end, unk_token=end)
 

@@ -17,7 +17,7 @@ BELOW["schema"] = BELOW["progress"] = {"registry"}
 CORE = {"registry", "schema", "progress"}
 BELOW["models"] = CORE
 BELOW["tasks"] = CORE | {"models"}
-BELOW["zoo"] = CORE | {"models", "tasks"}
+BELOW["zoo"] = CORE | {"models", "tasks", "analyses"}  # a model's card reports what the analyses find in it
 BELOW["analyses"] = CORE | {"models", "tasks"}
 BELOW["methods"] = CORE | {"models", "tasks"}
 BELOW["training"] = CORE | {"models", "tasks", "methods"}
@@ -90,7 +90,9 @@ def test_imports_point_downwards(path):
     assert own in BELOW, f"say in this test what workbench.{own} may import"
     assert used - {own} <= BELOW[own]
     from_root = {name for name in named if name.count(".") == 1 and not is_module(name)}
-    assert not from_root or own in ("__init__", "app", "cli"), "only the app and the command line use the public surface"
+    assert not from_root or own in ("__init__", "app", "cli"), (
+        "only the app and the command line use the public surface"
+    )
 
 
 @pytest.mark.parametrize("path", inside(*(f"workbench.{name}." for name in FOLDERS_OF_SIBLINGS)), ids=label)
@@ -107,7 +109,9 @@ def test_analyses_know_no_screen(path):
     assert not packages(path) & SCREEN
 
 
-@pytest.mark.parametrize("path", inside("workbench.views", "workbench.theme", "workbench.session", "widgets"), ids=label)
+@pytest.mark.parametrize(
+    "path", inside("workbench.views", "workbench.theme", "workbench.session", "widgets"), ids=label
+)
 def test_what_is_on_screen_knows_no_model(path):
     assert not packages(path) & MODEL
 

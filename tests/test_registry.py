@@ -23,7 +23,9 @@ def test_it_goes_by_name(fruits):
     assert list(fruits.items()) == [("apple", "APPLE"), ("pear", "PEAR"), ("plum", "PLUM")]
 
 
-@pytest.mark.parametrize(("name", "ending"), [("aple", "Did you mean 'apple'?"), ("zzz", "apple, pear, plum."), (3, ".")])
+@pytest.mark.parametrize(
+    ("name", "ending"), [("aple", "Did you mean 'apple'?"), ("zzz", "apple, pear, plum."), (3, ".")]
+)
 def test_an_unknown_name_lists_the_known_and_suggests_the_nearest(fruits, name, ending):
     with pytest.raises(WorkbenchError) as caught:
         fruits[name]

@@ -144,27 +144,27 @@ def test_the_key_of_a_loaded_model_is_that_of_its_reference(saved, traced):
     assert engine.key_of(spec, model.hash) == key_of(saved("gpt2"), task)
 
 
+TASK, QUICK = make_task("subject_verb", n=8), {"draws": 10}
+
+
 class TestRun:
     """`engine.run`: computed once, then read."""
 
-    task = make_task("subject_verb", n=8)
-    quick = {"draws": 10}
-
     def test_the_second_time_nothing_is_computed(self, saved, monkeypatch):
-        first = engine.run("head_patching", str(saved("gpt2")), self.task, **self.quick)
+        first = engine.run("head_patching", str(saved("gpt2")), TASK, **QUICK)
         monkeypatch.setattr("workbench.models.load.load", None)
-        again = engine.run("head_patching", str(saved("gpt2")), self.task, **self.quick)
+        again = engine.run("head_patching", str(saved("gpt2")), TASK, **QUICK)
         xr.testing.assert_equal(again, first)
         assert again.attrs == first.attrs
-        stored = engine.stored(engine.specify("head_patching", str(saved("gpt2")), self.task, self.quick))
+        stored = engine.stored(engine.specify("head_patching", str(saved("gpt2")), TASK, QUICK))
         xr.testing.assert_equal(stored, first)
 
     def test_refresh_computes_again_under_the_same_key(self, traced, home):
-        first = engine.run("head_patching", traced("gpt2"), self.task, **self.quick)
+        first = engine.run("head_patching", traced("gpt2"), TASK, **QUICK)
         (path,) = (home / "results").iterdir()
         path.write_bytes(bytes(first.assign_attrs(title="old").to_netcdf(engine="h5netcdf")))
-        assert engine.run("head_patching", traced("gpt2"), self.task, **self.quick).attrs["title"] == "old"
-        again = engine.run("head_patching", traced("gpt2"), self.task, refresh=True, **self.quick)
+        assert engine.run("head_patching", traced("gpt2"), TASK, **QUICK).attrs["title"] == "old"
+        again = engine.run("head_patching", traced("gpt2"), TASK, refresh=True, **QUICK)
         assert again.attrs["title"] != "old"
         assert list((home / "results").iterdir()) == [path]
 
@@ -174,14 +174,14 @@ class TestRun:
 
         monkeypatch.setattr(os, "replace", replace)
         with pytest.warns(UserWarning, match=r"No space left.*WORKBENCH_HOME.*The result itself is returned"):
-            ds = engine.run("head_patching", traced("gpt2"), self.task, **self.quick)
+            ds = engine.run("head_patching", traced("gpt2"), TASK, **QUICK)
         assert ds["effect"].shape == (2, 4) and names_in(home / "results") == []
 
     def test_a_damaged_result_is_computed_again(self, traced, home):
-        first = engine.run("head_patching", traced("gpt2"), self.task, **self.quick)
+        first = engine.run("head_patching", traced("gpt2"), TASK, **QUICK)
         (path,) = (home / "results").iterdir()
         path.write_bytes(path.read_bytes()[:500])
         with pytest.warns(UserWarning, match="computed again"):
-            again = engine.run("head_patching", traced("gpt2"), self.task, **self.quick)
+            again = engine.run("head_patching", traced("gpt2"), TASK, **QUICK)
         xr.testing.assert_equal(again, first)
         assert names_in(home / "results") == sorted([path.name, path.with_suffix(".damaged").name])

@@ -41,10 +41,10 @@ def as_task(task: "Task | str | Mapping[str, Any]") -> Task:
 
 def specify(analysis: str, model: "Model | str | Mapping[str, Any]", task: Any, params: Mapping[str, Any]) -> dict:
     """The plain JSON a run is asked for with; parameters completed and checked, nothing loaded."""
-    options = {"reference": model} if isinstance(model, str) else dict(getattr(model, "spec", model))
+    options = {"reference": model} if isinstance(model, str) else model if isinstance(model, Mapping) else model.spec
     return {
         "analysis": analysis,
-        "model": options,
+        "model": dict(options),
         "task": as_task(task).spec,
         "params": ANALYSES[analysis].complete(params),
     }
@@ -249,7 +249,7 @@ def _local_cluster() -> Any:
         threads_per_worker=1,
         processes=True,
         host="127.0.0.1",
-        dashboard_address=None,
+        dashboard_address=None,  # pyright: ignore[reportArgumentType]  (None is its documented "no dashboard")
         memory_limit=1.0,
         silence_logs=50,
     )
@@ -261,7 +261,7 @@ def _target(address: str) -> Any:
 
 @functools.cache
 def engine() -> Engine:
-    """This process' engine, started on first use."""
+    """The engine of this process, started on first use."""
     return Engine(os.environ.get("WORKBENCH_CLUSTER"))
 
 

@@ -97,7 +97,7 @@ def save(ds: xr.Dataset, path: str | os.PathLike) -> Path:
 
 def _content(ds: xr.Dataset) -> bytes:
     """The bytes of a netCDF file. HDF5 crashes the process when a disk is full, so Python does the writing."""
-    import dask
+    import dask.config
 
     with dask.config.set(scheduler="synchronous"):  # else xarray asks a running cluster for a lock, and gets none
         return bytes(ds.to_netcdf(engine="h5netcdf"))

@@ -32,7 +32,9 @@ def oracle(model, task, patch):
     prompts, found = task.encode(model.tokenizer, bos=model.bos), {}
     for length in set(prompts.lengths.tolist()):
         rows = np.flatnonzero(prompts.lengths == length)
-        clean, corrupted = (torch.tensor(np.stack([side[i] for i in rows])) for side in (prompts.clean, prompts.corrupted))
+        clean, corrupted = (
+            torch.tensor(np.stack([side[i] for i in rows])) for side in (prompts.clean, prompts.corrupted)
+        )
         with torch.inference_mode():
             _, cache = model.bridge.run_with_cache(clean)
             result = patch(model.bridge, corrupted, cache, metric_of(prompts, rows), reduce="none")
@@ -200,7 +202,9 @@ def test_the_probability_difference_is_that_of_plain_transformers(traced, saved)
     for name, side in (("metric_clean", prompts.clean), ("metric_corrupted", prompts.corrupted)):
         with torch.inference_mode():
             probabilities = [module(torch.tensor(ids)[None]).logits[0, -1].softmax(-1).numpy() for ids in side]
-        expected = [p[a].sum() - p[w].sum() for p, a, w in zip(probabilities, prompts.answers, prompts.wrongs, strict=True)]
+        expected = [
+            p[a].sum() - p[w].sum() for p, a, w in zip(probabilities, prompts.answers, prompts.wrongs, strict=True)
+        ]
         np.testing.assert_allclose(ds[name].values, expected, atol=1e-6)
     assert ds.attrs["metric_name"] == "prob_diff"
 

@@ -19,7 +19,7 @@ def task():
 
 
 def observed(folder, family, tokens):
-    """Attention [layer][row, head, query, key], values [layer][row, key, kv head, size], residuals [layer][row, key, width]."""
+    """By layer: attention [row, head, query, key], values [row, key, kv head, size], residuals [row, key, width]."""
     module = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
     values, residuals = [], []
     if family == "gpt2":
@@ -61,7 +61,9 @@ def test_every_score_equals_its_definition_written_out(family, traced, saved):
                     single[row, layer, head, key] = sum(seen) / (LENGTH - key)
     np.testing.assert_allclose(ds["alpha_prompt"], single, atol=1e-6)
     np.testing.assert_allclose(ds["alpha"], single.mean(0), atol=1e-6)
-    rate = np.array([[[np.mean([s > EPSILON for s in single[:, l, h, k]]) for k in range(LENGTH)] for h in range(4)] for l in range(2)])
+    rate = np.zeros((2, 4, LENGTH))
+    for where in np.ndindex(rate.shape):
+        rate[where] = sum(single[(row, *where)] > EPSILON for row in range(ROWS)) / ROWS
     assert 0 < rate.mean() < 1
     np.testing.assert_allclose(ds["sink_rate"], rate, atol=1e-12)
     np.testing.assert_allclose(ds["sink_rate_mean"], rate.mean((0, 1)), atol=1e-12)

@@ -12,7 +12,10 @@ TASKS = ["one <b>task</b>", "another"]
 def finish(variables: dict, coords: dict, primary: str, **attrs) -> xr.Dataset:
     """A dataset that keeps the schema, with made-up attributes."""
     ds = xr.Dataset(
-        {name: (dims, values, {"long_name": name.replace("_", " "), "units": "1"}) for name, (dims, values) in variables.items()},
+        {
+            name: (dims, values, {"long_name": name.replace("_", " "), "units": "1"})
+            for name, (dims, values) in variables.items()
+        },
         coords=coords,
     )
     ds.attrs = {name: "made up" for name in ATTRS} | {"primary": primary, "task": TASKS[0], "n": 5} | attrs

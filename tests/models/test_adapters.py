@@ -77,7 +77,9 @@ def test_an_adapter_folder_loads_by_its_path(saved, fresh, tmp_path, words):
     base = AutoModelForCausalLM.from_pretrained(saved("gpt2"))
     adapted(base, "c_attn").save_pretrained(tmp_path)
     words.save_pretrained(tmp_path)
-    expected = logits_of(PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(saved("gpt2")), tmp_path).eval())
+    expected = logits_of(
+        PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(saved("gpt2")), tmp_path).eval()
+    )
     assert load(tmp_path, device="cpu").card.colour == "red"
     merged = load(tmp_path, device="cpu", merge=True)
     assert merged.card.colour == "green", merged.card

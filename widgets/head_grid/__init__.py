@@ -70,6 +70,9 @@ class HeadGrid(anywidget.AnyWidget):
     layers = T.List(
         T.Int(min=0), help="list of int: layer numbers, increasing; empty means 0, 1, 2, ... Default: []."
     ).tag(sync=True)
+    mark_names = T.List(
+        T.Unicode(), ["top", "shared"], 2, 2, help="list of str: what marks 1 and 2 mean. Default: ['top', 'shared']."
+    ).tag(sync=True)
     signed = T.Bool(True, help="bool: diverging colours around 0, or sequential from 0. Default: True.").tag(sync=True)
     limit = T.Float(0.0, min=0.0, help="float: end of the colour range; 0 takes the data's. Default: 0.").tag(sync=True)
     quantity = T.Unicode("", help="str: what the numbers are, for the colour bar. Default: ''.").tag(sync=True)

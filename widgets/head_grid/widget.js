@@ -5,11 +5,14 @@
  * @typedef {{get: (name: string) => any, set: (name: string, value: any) => void, save_changes: () => void,
  *   on: (event: string, call: () => void) => void, off: (event: string, call: () => void) => void}} Model
  * @typedef {{panels: number, rows: number, heads: number, values: Float32Array, low: Float32Array, high: Float32Array,
- *   marks: Uint8Array, layers: number[], titles: string[], signed: boolean, limit: number, quantity: string}} Data
+ *   marks: Uint8Array, layers: number[], titles: string[], signed: boolean, limit: number, quantity: string,
+ *   markNames: string[]}} Data
  */
 
-const DATA_TRAITS = ["values", "low", "high", "marks", "shape", "titles", "layers", "signed", "limit", "quantity"];
-const MARK_WORDS = ["", "top", "shared"];
+const DATA_TRAITS = [
+  "values", "low", "high", "marks", "mark_names", "shape", "titles", "layers", "signed", "limit", "quantity",
+];
+const MARK_KINDS = ["", "top", "shared"]; // what the style sheet calls them
 // In pixels: cells, a whole panel, and what a panel needs beside its cells.
 const [SMALLEST, COMFORTABLE, LARGEST, TALLEST, BESIDE] = [10, 13, 34, 720, 76];
 
@@ -46,7 +49,7 @@ function read(model) {
     panels, rows, heads, values,
     low: new Float32Array(raw.low), high: new Float32Array(raw.high), marks: new Uint8Array(raw.marks),
     layers: layers.length === rows ? layers : Array.from({ length: rows }, (_, row) => row),
-    titles: model.get("titles"), signed: model.get("signed"), quantity: model.get("quantity"),
+    markNames: model.get("mark_names"), titles: model.get("titles"), signed: model.get("signed"), quantity: model.get("quantity"),
     limit: model.get("limit") || values.filter(Number.isFinite).reduce((a, b) => Math.max(a, Math.abs(b)), 0) || 1,
   };
 }
@@ -63,7 +66,7 @@ function show(value, limit) {
 function describe(data, index, form) {
   const { values, low, high, limit } = data;
   if (Number.isNaN(values[index])) return "no value";
-  const mark = MARK_WORDS[data.marks[index] ?? 0];
+  const mark = data.marks[index] ? data.markNames[data.marks[index] - 1] : "";
   let text = show(values[index], limit);
   if (low.length && high.length && !Number.isNaN(low[index] + high[index])) {
     const [from, to] = [show(low[index], limit), show(high[index], limit)];
@@ -86,7 +89,7 @@ function makeCell(data, index) {
   const cell = make("div", `rw-cell${kind}`, "", { ...attributes, "data-index": String(index) });
   const share = Math.min(1, Math.max(0, (data.signed ? Math.abs(value) : value) / data.limit));
   cell.style.setProperty("--rw-share", `${(100 * share || 0).toFixed(1)}%`);
-  if (data.marks[index]) cell.dataset.mark = MARK_WORDS[data.marks[index]];
+  if (data.marks[index]) cell.dataset.mark = MARK_KINDS[data.marks[index]];
   return cell;
 }
 
@@ -102,9 +105,8 @@ function makeColourBar({ values, limit, signed, quantity }) {
 }
 
 /** Only what occurs in the data. @param {Data} data */
-function makeLegend({ marks, values }) {
-  const texts = { top: "top of this panel", shared: "shared: top of every panel" };
-  const entries = Object.entries(texts).filter(([mark]) => marks.includes(MARK_WORDS.indexOf(mark)));
+function makeLegend({ marks, markNames, values }) {
+  const entries = [1, 2].filter((mark) => marks.includes(mark)).map((mark) => [MARK_KINDS[mark], markNames[mark - 1]]);
   if (values.some(Number.isNaN)) entries.push(["", "no value"]);
   const box = make("div", "rw-legend");
   for (const [mark, text] of entries) {

@@ -49,5 +49,11 @@ def attention(model: "Model", task: Task, *, prompt: int = 0) -> xr.Dataset:
         coords={dim: np.arange(size) for dim, size in zip(dims, pattern.shape, strict=True)},
     )
     ds = ds.assign_coords(token=("key_pos", model.tokens(ids)))
-    ds.attrs = {"n": 1, "prompt": prompt, "text": prompts.texts[prompt], "corruption": "none: clean text", "task": task.name}
+    ds.attrs = {
+        "n": 1,
+        "prompt": prompt,
+        "text": prompts.texts[prompt],
+        "corruption": "none: clean text",
+        "task": task.name,
+    }
     return ds

@@ -87,7 +87,7 @@ def _places(prompts: Prompts, positions: str) -> dict[str | int, np.ndarray | No
     if positions == "named":
         shared = set.intersection(*(set(marks) for marks in prompts.positions))
         found = {name: np.array([marks[name] for marks in prompts.positions]) for name in shared}
-        return dict(sorted(found.items(), key=lambda item: (item[1].mean(), item[0])))
+        return {name: found[name] for name in sorted(found, key=lambda name: (found[name].mean(), name))}
     lengths = set(prompts.lengths.tolist())
     if len(lengths) > 1:
         raise AnalysisError(

@@ -34,7 +34,7 @@ def overlap(*results: xr.Dataset, top: float = 0.25, draws: int = 2000, seed: in
         [task, layer, head] and `shared` [layer, head] at the chosen size (attribute `chosen`).
 
     Raises:
-        AnalysisError: when fewer than two results are given, they come from different models, or `top` is not in (0, 1].
+        AnalysisError: for fewer than two results, results of different models, `top` outside (0, 1], or no draws.
     """
     started = time.perf_counter()
     if draws < 1:

@@ -64,7 +64,13 @@ def sink_scores(
     alpha, value, residual = (np.concatenate(column) for column in zip(*parts, strict=True))
     ds = _dataset(alpha, value, residual, epsilon, task.seed)
     ds = ds.assign_coords(token=(("prompt", "key_pos"), np.array([model.tokens(row) for row in tokens[: len(alpha)]])))
-    ds.attrs |= {"epsilon": epsilon, "length": length, "n": len(alpha), "corruption": "none: clean text", "task": task.name}
+    ds.attrs |= {
+        "epsilon": epsilon,
+        "length": length,
+        "n": len(alpha),
+        "corruption": "none: clean text",
+        "task": task.name,
+    }
     return ds
 
 

@@ -103,7 +103,9 @@ class CircuitsPage(pn.viewable.Viewer):
             severity, text = summary(self._shared)
             self._headline.param.update(object=text, severity=severity)
             self._draw_curve()
-            self._code.show(code(self._specs(), f"shared = wb.overlap(a, b, top={self._session.top})\nwb.show(shared)"))
+            self._code.replace(
+                code(self._specs(), f"shared = wb.overlap(a, b, top={self._session.top})\nwb.show(shared)")
+            )
 
     def _draw_curve(self, *_: Any) -> None:
         if self._shared is not None:
@@ -115,7 +117,7 @@ class CircuitsPage(pn.viewable.Viewer):
             return
         ticket = self._runner.begin("attention")
         with self._runner.reporting():
-            layer, head = self._head()
+            layer, head = self._head(self._shared["effect"])
             task = self._specs()[self.viewed == "b"]["task"]
             spec = specify("attention", self._session.reference, task, {"prompt": self._session.prompt})
             ds = await self._runner.fetch("attention", ticket, spec)
@@ -126,12 +128,14 @@ class CircuitsPage(pn.viewable.Viewer):
 
     def _pick_token(self, event: Any) -> None:
         view = self._attention.component
-        if view is not None and 0 <= event.new < len(view.tokens) and view.token != event.new:
-            view.token = event.new
+        if view is not None:
+            shown = view.param.values()
+            if 0 <= event.new < len(shown["tokens"]) and shown["token"] != event.new:
+                view.param.update(token=event.new)
 
-    def _head(self) -> tuple[int, int]:
+    def _head(self, effect: xr.DataArray) -> tuple[int, int]:
+        """The selected head, or else the one whose least effect on a task is largest."""
         chosen = self._session.selected
-        effect = self._shared["effect"]
         if chosen and chosen[0] < effect.sizes["layer"] and chosen[1] < effect.sizes["head"]:
             return parse_head(self._session.head)
         least = abs(effect).min("task")

@@ -32,7 +32,7 @@ class TokenAuth(AuthProvider):
         super().__init__()
 
     @property
-    def get_user(self):
+    def get_user(self):  # pyright: ignore[reportIncompatibleMethodOverride]  (a property in Bokeh too)
         """The check Bokeh makes for every page and websocket."""
 
         def user(handler: RequestHandler) -> str | None:

@@ -1,6 +1,8 @@
 """Panel components made of the notebook widgets, so that both worlds run the same front-end files."""
 
 import functools
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
 
 import anywidget
 import param
@@ -18,8 +20,20 @@ _PARAMETERS = {
 }
 
 
+class Portable(Protocol):
+    """A widget class that says where its front-end files are."""
+
+    ESM: ClassVar[Path]
+    CSS: ClassVar[Path]
+
+    @classmethod
+    def class_traits(cls, **metadata: Any) -> dict[str, traitlets.TraitType]:
+        """The traits by name."""
+        ...
+
+
 @functools.cache
-def panelize(widget_class: type[anywidget.AnyWidget]) -> type[AnyWidgetComponent]:
+def panelize(widget_class: type[Portable]) -> type[AnyWidgetComponent]:
     """The Panel component with the traits of `widget_class` as params and its `ESM` and `CSS` files as front end.
 
     A component is used instead of a wrapped widget because ipywidgets keeps every widget of every session alive.

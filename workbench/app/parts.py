@@ -1,7 +1,7 @@
 """Pieces the pages share: a linked head grid, code that reproduces what is shown, headings."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import panel as pn
@@ -104,12 +104,13 @@ class GridSlot(Slot):
 
     def _follow(self, event: Any) -> None:
         if self.component is not None:
-            wanted = self._within({name: getattr(self.component, name) for name in ("layers", "shape")})
-            if self.component.selected != wanted:
-                self.component.selected = wanted
+            shown = self.component.param.values()
+            wanted = self._within(shown)
+            if shown["selected"] != wanted:
+                self.component.param.update(selected=wanted)
 
 
-def code(specs: list[Mapping[str, Any]], after: str) -> str:
+def code(specs: Sequence[Mapping[str, Any]], after: str) -> str:
     """Python, in Markdown, that computes what is shown from nothing but the package."""
     lines = ["import workbench as wb", ""]
     model = {k: v for k, v in specs[0]["model"].items() if k != "reference"}
@@ -136,8 +137,8 @@ class CodeBox(pn.viewable.Viewer):
     def __panel__(self) -> pn.viewable.Viewable:
         return self._box
 
-    def show(self, text: str) -> None:
-        """Replace the code."""
+    def replace(self, text: str) -> None:
+        """Show other code."""
         self._text.object = text
 
 

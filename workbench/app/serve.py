@@ -26,7 +26,7 @@ def serve(port: int = 0) -> None:
     port = _free(port)
     token = new_token()
     logging.getLogger("distributed").setLevel(logging.ERROR)
-    pn.config.nthreads = THREADS
+    pn.config.nthreads = THREADS  # pyright: ignore[reportAttributeAccessIssue]  (its setter is not declared)
     sys.stdout.write(f"Reuse Workbench is at http://{ADDRESS}:{port}/?token={token}\n(Ctrl-C stops it)\n")
     sys.stdout.flush()
     pn.serve(

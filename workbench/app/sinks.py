@@ -96,7 +96,7 @@ class SinksPage(pn.viewable.Viewer):
             self._draw_heads()
             self._rate.draw(sink_rate(self._joined()))
             self._draw_map()
-            self._code.show(code(specs, 'wb.show(a)                # heads\nwb.show(a, "sink_map")    # tokens'))
+            self._code.replace(code(specs, 'wb.show(a)                # heads\nwb.show(a, "sink_map")    # tokens'))
 
     def _joined(self) -> xr.Dataset:
         return concat({ds.attrs["task"]: ds for ds in self._results}, dim="task")

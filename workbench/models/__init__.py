@@ -1,0 +1,1 @@
+"""Loading models, and the trust card; the only part that knows transformer_lens."""

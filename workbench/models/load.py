@@ -68,9 +68,9 @@ class Model:
         """Logits, float32 [batch, pos, vocab], with each hook in `edits` replaced by what its function returns."""
         if tokens.shape[-1] > self.context:
             raise ModelError(
-                f"A prompt has {tokens.shape[-1]} tokens, but '{self.reference}' takes at most {self.context}; shorten it."
+                f"A prompt has {tokens.shape[-1]} tokens, but '{self.reference}' takes {self.context}; shorten it."
             )
-        hooks = [(name, _as_hook(edit)) for name, edit in (edits or {}).items()]
+        hooks: list[Any] = [(name, _as_hook(edit)) for name, edit in (edits or {}).items()]
         with torch.inference_mode():
             return self.bridge.run_with_hooks(self.tensor(tokens), fwd_hooks=hooks, return_type="logits").float()
 
@@ -187,7 +187,7 @@ def _known_dtype(dtype: str) -> str:
     return dtype
 
 
-def _read(source: Source, dtype: torch.dtype, trust_remote_code: bool) -> tuple[torch.nn.Module, Any]:
+def _read(source: Source, dtype: torch.dtype, trust_remote_code: bool) -> tuple[Any, Any]:
     """Module and tokenizer from a checked directory; an adapter's base model is found by its own reference."""
     safe = {"use_safetensors": True, "trust_remote_code": trust_remote_code, "dtype": dtype, "local_files_only": True}
     try:
@@ -209,7 +209,8 @@ def _read(source: Source, dtype: torch.dtype, trust_remote_code: bool) -> tuple[
 
 def _read_whole(folder: Path, safe: dict[str, Any]) -> torch.nn.Module:
     """The module in a directory; transformers would fill a weight that the files lack with random numbers."""
-    module, found = transformers.AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **safe)
+    loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **safe)
+    module, found = loaded
     missing = sorted(found["missing_keys"])
     if missing:
         raise ModelError(
@@ -219,16 +220,14 @@ def _read_whole(folder: Path, safe: dict[str, Any]) -> torch.nn.Module:
     return module
 
 
-def _read_adapter(folder: Path, safe: dict[str, Any]) -> torch.nn.Module:
+def _read_adapter(folder: Path, safe: dict[str, Any]) -> Any:
     from peft import PeftConfig, PeftModel
 
     base = find(PeftConfig.from_pretrained(str(folder)).base_model_name_or_path or "")
     return PeftModel.from_pretrained(_read_whole(base.folder, safe), str(folder))
 
 
-def _boot(
-    module: torch.nn.Module, tokenizer: Any, source: Source, spec: dict[str, Any], weights_hash: str | None = None
-) -> Model:
+def _boot(module: Any, tokenizer: Any, source: Source, spec: dict[str, Any], weights_hash: str | None = None) -> Model:
     """Bridge a module this function may change, and inspect the result."""
     device = choose_device(spec["device"])
     training = module.training
@@ -273,7 +272,7 @@ def probe_tokens(tokenizer: Any, config: Any) -> torch.Tensor:
     return torch.randint(0, size, (2, 12), generator=torch.Generator().manual_seed(0))
 
 
-def _original_logits(module: torch.nn.Module, probe: torch.Tensor) -> tuple[torch.Tensor, float | None]:
+def _original_logits(module: Any, probe: torch.Tensor) -> tuple[torch.Tensor, float | None]:
     """Logits of the module before it is bridged, and how far its adapter moves them (None without one)."""
     with torch.inference_mode():
         logits = module(input_ids=probe, use_cache=False).logits.float()

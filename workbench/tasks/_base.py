@@ -280,14 +280,8 @@ def _fit(pair: Pair, tokenizer: Any, head: list[int]) -> tuple | str:
     coded = tokenizer(pair.clean, add_special_tokens=False, return_offsets_mapping=True)
     clean = coded["input_ids"]
     corrupted = tokenizer(pair.corrupted, add_special_tokens=False)["input_ids"]
-    if not clean:
-        return "empty: the clean prompt has no tokens"
-    if len(clean) != len(corrupted):
-        return f"lengths differ: clean has {len(clean)} tokens and corrupted {len(corrupted)}"
-    if clean == corrupted:
-        return "corrupted equals clean: the two prompts have the same tokens"
-    if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in (*clean, *corrupted):
-        return f"unknown word: this vocabulary lacks a word of '{pair.clean}'"
+    if reason := _mismatch(clean, corrupted, tokenizer.unk_token_id):
+        return reason
     ends = []
     for word in (*pair.answers, *pair.wrongs):
         ids = tokenizer(pair.clean + word, add_special_tokens=False)["input_ids"]
@@ -301,6 +295,19 @@ def _fit(pair: Pair, tokenizer: Any, head: list[int]) -> tuple | str:
     positions["END"] = len(head) + len(clean) - 1
     arrays = (np.array(ids, dtype=np.int64) for ids in (head + clean, head + corrupted, answers, wrongs))
     return (*arrays, positions, pair.clean)
+
+
+def _mismatch(clean: list[int], corrupted: list[int], unknown: int | None) -> str | None:
+    """Why two prompts cannot be compared token by token."""
+    if not clean:
+        return "empty: the clean prompt has no tokens"
+    if len(clean) != len(corrupted):
+        return f"lengths differ: clean has {len(clean)} tokens and corrupted {len(corrupted)}"
+    if clean == corrupted:
+        return "corrupted equals clean: the two prompts have the same tokens"
+    if unknown is not None and unknown in (*clean, *corrupted):
+        return "unknown word: this vocabulary lacks a word of the prompt"
+    return None
 
 
 def _space_hint(pair: Pair, word: str) -> str:

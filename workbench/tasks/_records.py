@@ -1,7 +1,8 @@
 """Reading a person's own pairs: a list, a DataFrame, JSON lines or CSV, with errors that name the row."""
 
+import contextlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,10 @@ def _numbered(rows: Any) -> Iterable[tuple[str, Mapping[str, Any]]]:
         yield from _from_file(Path(rows))
     elif hasattr(rows, "to_dict") and hasattr(rows, "columns"):
         yield from ((f"row {label}", row) for label, row in zip(rows.index, rows.to_dict("records"), strict=True))
+    elif not isinstance(rows, Iterable) or isinstance(rows, Mapping):
+        raise TaskError(
+            f"Pairs cannot be read from a {type(rows).__name__}; give a list of mappings, a table or a path."
+        )
     else:
         yield from ((f"row {number}", row) for number, row in enumerate(rows, 1))
 
@@ -33,14 +38,25 @@ def _from_file(path: Path) -> Iterable[tuple[str, Mapping[str, Any]]]:
     if path.suffix == ".csv":
         import pandas
 
-        table = pandas.read_csv(path, dtype=str, keep_default_na=False)
+        with _readable(path):
+            table = pandas.read_csv(path, dtype=str, keep_default_na=False)
         yield from ((f"line {number}", row) for number, row in enumerate(table.to_dict("records"), 2))
     elif path.suffix in (".jsonl", ".ndjson"):
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        with _readable(path):
+            lines = path.read_text(encoding="utf-8").split("\n")  # JSON text may hold other line separators
+        for number, line in enumerate(lines, 1):
             if line.strip():
                 yield f"line {number}", _json_row(line, number, path)
     else:
         raise TaskError(f"'{path.name}' is neither .jsonl nor .csv; save the pairs in one of these forms.")
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise TaskError(f"'{path.name}' cannot be read ({error}); save it again as UTF-8 text.") from None
 
 
 def _json_row(line: str, number: int, path: Path) -> Any:

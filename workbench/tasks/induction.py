@@ -19,7 +19,7 @@ WORDS = tuple(
     paper="2209.11895 (Olsson et al.): induction heads on repeated random tokens",
 )
 def induction(rng: random.Random, corruption: str) -> Example:
-    """One prompt of 8 words and their first few again; value_swap changes the word to copy, no_match the word before it."""
+    """Eight words and the first few again; value_swap changes the word to copy, no_match the one before it."""
     length, repeated = 8, rng.randrange(3, 7)
     *words, fresh = rng.sample(WORDS, length + 1)
     answer = words[repeated]

@@ -1,8 +1,9 @@
 """What a view is: a pure function from a dataset to a Plotly figure or a widget, found by the dims it needs."""
 
+import functools
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import anywidget
 import numpy as np
@@ -29,6 +30,9 @@ class Drawing:
         return self.widget(**self.traits)
 
 
+Drawn = TypeVar("Drawn", go.Figure, Drawing)
+
+
 @dataclass(frozen=True)
 class View:
     """A registered view: the dimensions and variables it needs."""
@@ -50,10 +54,11 @@ VIEWS: Registry[View] = Registry("view")
 def view(*, requires: Collection[str], variables: Collection[str], about: str):
     """Register `f(dataset, **options) -> Figure or Drawing`; a dataset that lacks something gets an error naming it."""
 
-    def register(function: Callable[..., go.Figure | Drawing]) -> Callable[..., go.Figure | Drawing]:
+    def register(function: Callable[..., Drawn]) -> Callable[..., Drawn]:
         name = function.__name__
 
-        def draw(ds: xr.Dataset, **options: Any) -> go.Figure | Drawing:
+        @functools.wraps(function)
+        def draw(ds: xr.Dataset, **options: Any) -> Drawn:
             lacking = VIEWS[name].missing(ds)
             if lacking:
                 fitting = ", ".join(compatible(ds)) or "none"
@@ -62,7 +67,6 @@ def view(*, requires: Collection[str], variables: Collection[str], about: str):
                 )
             return function(ds, **options)
 
-        draw.__doc__, draw.__name__ = function.__doc__, name
         VIEWS.add(name, View(name, draw, frozenset(requires), frozenset(variables), about))
         return draw
 

@@ -5,6 +5,8 @@ import xarray as xr
 
 from workbench.views._base import Drawing, caption, head_grid, view
 
+MARKS = ["in the task's circuit", "shared by all circuits"]
+
 
 @view(
     requires={"layer", "head"},
@@ -14,7 +16,7 @@ from workbench.views._base import Drawing, caption, head_grid, view
 def head_map(ds: xr.Dataset) -> Drawing:
     """A head grid of `effect`, one panel a task (or position, or checkpoint), intervals on hover."""
     quantity = f"{ds['effect'].attrs['long_name']} ({caption(ds)})"
-    return head_grid(ds, "effect", marks=_marks(ds), quantity=quantity)
+    return head_grid(ds, "effect", marks=_marks(ds), quantity=quantity, mark_names=MARKS)
 
 
 def _marks(ds: xr.Dataset) -> np.ndarray | None:

@@ -24,5 +24,6 @@ def sink_heads(ds: xr.Dataset, key: int = 0, variable: str = "alpha") -> Drawing
         at,
         variable,
         marks=(over if over.ndim == 3 else over[None]).astype(int),
+        mark_names=[f"alpha > {ds.attrs['epsilon']}", ""],
         quantity=f"{SHOWN[variable]}, {token}{null} ({caption(ds)})",
     )

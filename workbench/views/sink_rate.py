@@ -34,7 +34,7 @@ def sink_rate(ds: xr.Dataset) -> go.Figure:
                 "thickness": 1,
             },
         )
-    last = float(figure.data[0].x[-1])
+    last = float(ds["key_pos"].values[-1])
     figure.add_vrect(
         x0=last - FEW + 1.5,
         x1=last + 0.5,

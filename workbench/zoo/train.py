@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -117,9 +118,10 @@ def steps(model: GPT2LMHeadModel, recipe: Recipe) -> Iterator[tuple[int, float]]
 
 def save(model: GPT2LMHeadModel, folder: Path, dtype: torch.dtype) -> None:
     """Write config, tokenizer and safetensors to `folder` in the given precision; the model itself is left alone."""
-    copy = GPT2LMHeadModel(model.config)
+    copy: Any = GPT2LMHeadModel(model.config)
     copy.load_state_dict(model.state_dict())
-    copy.to(dtype).save_pretrained(folder)
+    copy.to(dtype)
+    copy.save_pretrained(folder)
     tokenizer().save_pretrained(folder)
 
 

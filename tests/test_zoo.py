@@ -1,0 +1,159 @@
+"""The shipped models: plain transformers directories, as good as they are said to be, small enough to ship."""
+
+import json
+from functools import cache
+
+import pytest
+import torch
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from workbench.models.load import load
+from workbench.models.reference import ZOO, checkpoints, find, zoo_names
+from workbench.tasks import TASKS, make_task
+from workbench.tasks._base import JOIN
+from workbench.tasks._lexicon import SEEN_NAMES, UNSEEN_NAMES, held_out
+from workbench.zoo.evaluate import evaluate
+from workbench.zoo.language import KINDS, packed, tokenizer, vocabulary
+
+every_model = pytest.mark.parametrize("name", zoo_names())
+PASS = {
+    "ioi, unseen name pairs": 0.95,
+    "ioi, unseen names": 0.95,
+    "ioi, unseen template": 0.95,
+    "colored_objects, unseen pairs": 0.95,
+    "colored_objects, unseen pairs and template": 0.95,
+    "subject_verb, unseen combinations": 0.95,
+    "induction, random words": 0.95,
+    "greater_than, unseen combinations": 0.5,  # a difference of probabilities: 0 is chance, 1 perfect
+}
+
+
+@cache
+def scores(reference: str, n: int) -> dict[str, float]:
+    torch.set_num_threads(1)
+    module = AutoModelForCausalLM.from_pretrained(find(reference).folder, dtype=torch.float32)
+    return evaluate(module, n=n)
+
+
+def test_there_are_models():
+    assert zoo_names()
+
+
+@every_model
+def test_plain_transformers_loads_it(name):
+    folder = find(name).folder
+    module, found = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    words = AutoTokenizer.from_pretrained(folder)
+    assert not found["missing_keys"] and not found["unexpected_keys"]
+    assert module.dtype is torch.float32 and module.config.vocab_size == len(words)
+    assert words("Mary gave a book")["input_ids"][0] == words.bos_token_id == module.config.bos_token_id
+    assert words.get_vocab() == vocabulary()
+
+
+@every_model
+def test_its_card_is_green(name):
+    model = load(name, device="cpu")
+    assert model.card.colour == "green", model.card
+    assert model.bos and model.checkpoint == -1
+
+
+@every_model
+@pytest.mark.parametrize("exam", PASS)
+def test_it_answers_what_it_was_never_trained_on(name, exam):
+    assert scores(name, 200)[exam] >= PASS[exam]
+
+
+@every_model
+def test_its_checkpoints_load_in_half_precision(name):
+    kept = checkpoints(name)
+    assert len(kept) >= 6 and kept == sorted(set(kept))
+    for step in kept:
+        source = find(f"{name}@{step}")
+        with safe_open(source.folder / "model.safetensors", framework="pt") as file:
+            assert {file.get_slice(key).get_dtype() for key in file.keys()} == {"F16"}  # noqa: SIM118
+    model = load(f"{name}@{kept[-1]}", device="cpu")
+    assert model.checkpoint == kept[-1] and model.card.colour == "green"
+    assert len({find(f"{name}@{step}").hash for step in kept} | {find(name).hash}) == len(kept) + 1
+
+
+@every_model
+def test_it_learned_between_the_checkpoints(name):
+    first, last = (
+        scores(f"{name}@{step}", 100)["ioi, unseen name pairs"]
+        for step in (checkpoints(name)[0], checkpoints(name)[-1])
+    )
+    assert first < 0.3 < last
+
+
+@every_model
+def test_its_record_says_how_it_was_trained(name):
+    record = json.loads((find(name).folder / "training.json").read_text())
+    assert record["log"][-1]["step"] == record["recipe"]["steps"]
+    assert [entry["step"] for entry in record["log"][:-1]] == checkpoints(name)
+
+
+def test_the_zoo_is_small_and_holds_no_pickles():
+    files = [path for path in ZOO.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    assert sum(path.stat().st_size for path in files) < 40e6
+    assert {path.suffix for path in files} <= {".py", ".json", ".safetensors", ".md"}
+
+
+def test_the_tokenizer_reads_back_what_it_wrote(words, tmp_path):
+    words.save_pretrained(tmp_path)
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    text = "When Mary and John went to the store , John gave a drink to"
+    ids = words(text)["input_ids"]
+    assert again(text)["input_ids"] == ids and len(ids) == len(text.split()) + 1
+    assert again.decode(ids, skip_special_tokens=True) == text
+    for part in ("bos_token", "eos_token", "pad_token", "unk_token"):
+        assert getattr(again, part) == getattr(words, part)
+    assert words("Zaphod", add_special_tokens=False)["input_ids"] == [words.unk_token_id]
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_word_of_every_task_is_in_the_vocabulary(name):
+    known = vocabulary()
+    for corruption in TASKS[name].corruptions:
+        for example in make_task(name, n=500, corruption=corruption).examples():
+            used = {*example.clean, *example.corrupted, *example.answers, *example.wrongs}
+            assert not {word.removeprefix(JOIN) for word in used} - set(known)
+
+
+def test_the_vocabulary_is_numbered_from_zero():
+    assert sorted(vocabulary().values()) == list(range(len(vocabulary())))
+    assert len(tokenizer()) == len(vocabulary())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_text_is_in_the_vocabulary_and_its_answers_in_the_text(kind):
+    import random
+
+    rng, known = random.Random(0), vocabulary()
+    for _ in range(300):
+        sample = KINDS[kind](rng)
+        assert set(sample.words) <= set(known)
+        assert all(0 < index < len(sample.words) for index in sample.answers)
+
+
+def test_training_holds_nothing_that_is_kept_for_the_exams():
+    import random
+
+    rng = random.Random(1)
+    for _ in range(500):
+        names = {word for word in KINDS["ioi"](rng).words if word in {*SEEN_NAMES, *UNSEEN_NAMES}}
+        assert not names & set(UNSEEN_NAMES)
+        if len(names) == 2:
+            assert not held_out(*names)
+
+
+def test_a_training_batch_weighs_answers_more_and_bos_nothing():
+    import random
+
+    words = vocabulary()
+    ids, weights = packed(random.Random(0), words, batch=40, length=64, answer_weight=12.0, backcopy_share=0.25)
+    assert ids.shape == weights.shape == (40, 64)
+    assert (ids[:, 0] == words["<bos>"]).all() and (weights[:, 0] == 0).all()
+    assert set(weights[:, 1:].ravel()) == {1.0, 6.0, 12.0}
+    letters = {words[letter] for letter in "bcdefghijklmnopqrstuvwxyz"}
+    assert 4 <= sum(set(row[1:]) <= letters for row in ids.tolist()) <= 18
