@@ -63,7 +63,7 @@ traced_ioi
 # Click a head, or move with the arrow keys and press Enter.
 
 # %%
-shared = wb.overlap(traced_ioi, traced_objects, top=0.2)
+shared = wb.overlap(traced_ioi, traced_objects, top=0.125)
 grid = wb.show(shared)
 grid
 
@@ -85,7 +85,7 @@ wb.show(shared, "overlap_curve")
 question = wb.overlap(
     wb.run("head_patching", model, wb.task("ioi", corruption="s2_to_io")),
     wb.run("head_patching", model, wb.task("colored_objects", corruption="query")),
-    top=0.2,
+    top=0.125,
 )
 wb.show(question)
 

@@ -147,7 +147,7 @@ def test_a_component_has_the_widgets_traits_and_defaults(widget: type) -> None:
     assert component is panelize(widget)
     made, original = component(), widget()
     names = {name for name, trait in widget.class_traits(sync=True).items() if trait.this_class is widget}
-    assert len(names) == {"HeadGrid": 11, "AttentionView": 5}[widget.__name__]
+    assert len(names) == {"HeadGrid": 12, "AttentionView": 5}[widget.__name__]
     assert {name: getattr(made, name) for name in names} == {name: getattr(original, name) for name in names}
     assert all(component.param[name].doc == widget.class_traits()[name].help for name in names)
 

@@ -10,7 +10,7 @@
     a = wb.run("head_patching", model, ioi)         # an xarray.Dataset, kept in the store
     b = wb.run("head_patching", model, co)
     wb.show(a)                                      # layer x head map
-    shared = wb.overlap(a, b, top=0.25)             # which heads both use, against two nulls
+    shared = wb.overlap(a, b, top=0.125)             # which heads both use, against two nulls
     wb.show(shared)
 
     wb.show(wb.run("sink_scores", model, ioi))      # where attention sinks form

@@ -177,6 +177,11 @@ class Job:
         """True once there is a result or an error."""
         return self._future.done()
 
+    @property
+    def stopping(self) -> bool:
+        """True once it was asked to stop."""
+        return self._stop.is_set()
+
     def join(self) -> None:
         """Count one more who waits for this job."""
         self._waiting += 1
@@ -220,7 +225,9 @@ class Engine:
 
         self._lock, self._jobs, self._count = threading.Lock(), {}, itertools.count()
         self._cluster = None if address else _local_cluster()
-        self.client = Client(_target(address) if address else self._cluster, timeout=START_TIMEOUT)
+        by_file = bool(address) and str(address).endswith(".json")
+        where: dict[str, Any] = {"scheduler_file" if by_file else "address": address or self._cluster}
+        self.client = Client(**where, timeout=START_TIMEOUT)
 
     def submit(self, analysis: str, model: Any, task: Any, **params: Any) -> Job:
         """A job for a spec; an equal request that is still in flight gives the same job."""
@@ -229,8 +236,9 @@ class Engine:
             raise EngineError("A live model cannot be sent to the engine; save it to a directory and load it by path.")
         key = key_of(spec)
         with self._lock:
+            self._jobs = {name: job for name, job in self._jobs.items() if not job.done}  # lets go of their results
             job = self._jobs.get(key)
-            if job is None or job.done or job._stop.is_set():
+            if job is None or job.stopping:
                 job = self._jobs[key] = Job(f"{analysis}-{key}-{next(self._count)}", self.client, spec)
             return job
 
@@ -253,10 +261,6 @@ def _local_cluster() -> Any:
         memory_limit=1.0,
         silence_logs=50,
     )
-
-
-def _target(address: str) -> Any:
-    return {"scheduler_file": address} if address.endswith(".json") else address
 
 
 @functools.cache

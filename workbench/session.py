@@ -22,7 +22,7 @@ class Session(param.Parameterized):
     corruption_b = param.String("value_swap", doc="How its prompts are corrupted.")
     n = param.Integer(64, bounds=(8, 1024), doc="Prompts a task.")
     seed = param.Integer(0, bounds=(0, None), doc="Seed of the prompts.")
-    top = param.Number(0.2, bounds=(0, 1), inclusive_bounds=(False, True), doc="Circuit size, share of all heads.")
+    top = param.Number(0.125, bounds=(0, 1), inclusive_bounds=(False, True), doc="Circuit size, share of all heads.")
     head = param.String("", doc="Selected head, like L2H3; empty for none.")
     prompt = param.Integer(0, bounds=(0, None), doc="Prompt (or sequence) shown in detail.")
     token = param.Integer(-1, bounds=(-1, None), doc="Selected query token; -1 for the last.")

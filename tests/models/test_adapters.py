@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoTokenizer
 
 from workbench.analyses import AnalysisError, head_patching
 from workbench.models.load import load, wrap
@@ -115,3 +116,12 @@ def test_the_hash_of_a_live_model_follows_its_weights(fresh, words):
     with torch.no_grad():
         module.transformer.h[0].attn.c_attn.weight[0, 0] += 1e-3
     assert wrap(module, words).hash != first
+
+
+def test_the_user_s_tokenizer_is_left_alone(fresh, saved):
+    """The bridge adds BOS and padding tokens to the tokenizer it is given."""
+    tokenizer = AutoTokenizer.from_pretrained(saved("gpt2"), bos_token=None, pad_token=None)
+    before = dict(tokenizer.special_tokens_map), len(tokenizer), tokenizer.padding_side
+    assert "bos_token" not in before[0]
+    wrap(fresh("gpt2"), tokenizer)
+    assert (dict(tokenizer.special_tokens_map), len(tokenizer), tokenizer.padding_side) == before

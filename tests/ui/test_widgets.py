@@ -215,13 +215,14 @@ def test_a_click_on_a_token_or_a_row_selects_the_query(page: Page, attention, un
         until(lambda expected=position: attention.token == expected)
 
 
-def test_python_selects_a_query(page: Page, attention) -> None:
+def test_python_selects_a_query(page: Page, attention, until) -> None:
+    def shares() -> list[float]:
+        style = "chips => chips.map(chip => parseFloat(chip.style.getPropertyValue('--rw-share')) / 100)"
+        return page.get_by_role("option").evaluate_all(style)
+
     attention.token = 2
     expect(chosen_token(page)).to_have_text("·Mary")
-    shares = page.get_by_role("option").evaluate_all(
-        "chips => chips.map(chip => parseFloat(chip.style.getPropertyValue('--rw-share')) / 100)"
-    )
-    np.testing.assert_allclose(shares, PATTERN[2], atol=0.005)
+    until(lambda: np.allclose(shares(), PATTERN[2], atol=0.005))
     attention.param.update(tokens=["a"], pattern=attention_view.pack([[1.0]]), token=0)
     expect(page.locator("[aria-live=polite]")).to_have_text("Query 'a' (0) attends most to 'a' (0) 1.00.")
 

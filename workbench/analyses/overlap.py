@@ -14,7 +14,7 @@ FINEST = 64  # circuit sizes on the curve
 SAME = ("model", "model_hash", "checkpoint", "folding", "bos", "trust")
 
 
-def overlap(*results: xr.Dataset, top: float = 0.25, draws: int = 2000, seed: int = 0) -> xr.Dataset:
+def overlap(*results: xr.Dataset, top: float = 0.125, draws: int = 2000, seed: int = 0) -> xr.Dataset:
     """How far the heads that matter for several tasks are the same ones.
 
     Heads are ranked by |effect|. At each circuit size k: `iou` is the number of heads in all the top-k sets over the

@@ -144,18 +144,24 @@ class CircuitsPage(pn.viewable.Viewer):
 
 
 def summary(shared: xr.Dataset) -> tuple[str, str]:
-    """Severity and one sentence on what an overlap result says at its chosen size."""
+    """Severity and a few words on what an overlap result says at its chosen size."""
     at = shared.sel(size=shared.attrs["chosen"])
     layers = shared["layer"].values
     cells = [(int(layers[row]), int(head)) for row, head in np.argwhere(shared["shared"].values)]
     names = ", ".join(head_name(*cell) for cell in cells) or "none"
-    high = max(float(at["iou_null_high"]), float(at["iou_within_high"]))
-    beyond = float(at["iou"]) > high
+    beyond = float(at["iou"]) > max(float(at["iou_null_high"]), float(at["iou_within_high"]))
     tasks = " and ".join(str(label) for label in shared["task"].values)
     verdict = "more than chance shares" if beyond else "no more than chance shares"
-    p = f"p = {float(at['iou_null_p']):.4f} among all heads, {float(at['iou_within_p']):.4f} within layers"
     text = (
         f"In {shared.attrs['model']}, {tasks} share {len(cells)} of their {shared.attrs['chosen']} strongest heads "
-        f"({names}): intersection over union {float(at['iou']):.2f}, {verdict} (95 % point {high:.2f}; {p})."
+        f"({names}): {verdict}. Intersection over union {_against(at, 'iou')}; "
+        f"weighted overlap {_against(at, 'weighted')}."
     )
     return ("success" if beyond else "warning"), text
+
+
+def _against(at: xr.Dataset, measure: str) -> str:
+    """A measure beside both of its nulls."""
+    value, null, within = (float(at[f"{measure}{suffix}"]) for suffix in ("", "_null_high", "_within_high"))
+    p = ", ".join(f"{float(at[f'{measure}_{name}_p']):.4f}" for name in ("null", "within"))
+    return f"{value:.2f} (95 % point {null:.2f} over all heads, {within:.2f} within layers; p = {p})"

@@ -12,6 +12,7 @@ import xarray as xr
 from workbench.engine import Job, stored, submit
 from workbench.registry import WorkbenchError
 
+READY = "Ready"
 POLL = 0.15  # seconds between two looks at a job
 
 
@@ -27,7 +28,7 @@ class Runner(pn.viewable.Viewer):
         self._jobs: set[Job] = set()
         self._asked: dict[str, int] = {}
         self._bar = pmui.LinearProgress(value=0, max=100, variant="determinate", sizing_mode="stretch_width")
-        self._text = pmui.Typography("Ready", variant="body2", sx={"overflowWrap": "anywhere"})
+        self._text = pmui.Typography(READY, variant="body2", sx={"overflowWrap": "anywhere"})
         self._stop = pmui.Button(label="Stop", variant="outlined", size="small", disabled=True, on_click=self._cancel)
         self._error = pmui.Alert(object="", severity="error", visible=False, sizing_mode="stretch_width")
 
@@ -67,15 +68,17 @@ class Runner(pn.viewable.Viewer):
             job.leave()
             if not self._jobs:
                 self._stop.disabled = True
-                self._say("Ready", 0, 1)
+                self._say(READY, 0, 1)
 
     def _check(self, place: str, ticket: int) -> None:
         if self._asked[place] != ticket:
             raise Stale
 
     def _say(self, what: str, done: int, of: int) -> None:
-        self._text.object = what if not done else f"{what}: {done} of {of}"
-        self._bar.value = round(100 * done / of)
+        """A line and a bar; the bar only moves to and fro while nothing can be counted yet."""
+        self._text.object = f"{what}: {done} of {of}" if done else what
+        waiting = what != READY and not done
+        self._bar.param.update(value=round(100 * done / of), variant="indeterminate" if waiting else "determinate")
 
     def _cancel(self, _: Any) -> None:
         for job in self._jobs:

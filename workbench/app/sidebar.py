@@ -36,7 +36,7 @@ class Sidebar(pn.viewable.Viewer):
             session.param.watch(lambda _, letter=letter: self._offer(letter), f"task_{letter}")
         self._n = pmui.IntInput.from_param(p.n, label="Prompts a task", **wide)
         self._top = pmui.FloatSlider.from_param(
-            p.top, start=0.01, end=0.5, step=0.01, label="Circuit size, share of heads"
+            p.top, start=0.01, end=0.5, step=0.005, label="Circuit size, share of heads"
         )
         self.card = pn.pane.HTML("", sizing_mode="stretch_width")
         self._steps()

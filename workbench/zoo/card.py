@@ -20,7 +20,7 @@ PAIRS = {
     "answer swapped (value_swap / value_swap)": ("value_swap", "value_swap"),
     "question changed (s2_to_io / query)": ("s2_to_io", "query"),
 }
-TOP = 0.2
+TOP = 0.125
 PROMPTS = 128
 
 
@@ -58,7 +58,8 @@ def card(name: str, folders: list[Path], why: str) -> str:
     records = [json.loads((folder / "training.json").read_text()) for folder in folders]
     models = [load(folder) for folder in folders]
     seeds = [record["recipe"]["seed"] for record in records]
-    exams = list(records[0]["log"][-1])[2:]
+    backcopy = bool(RECIPES[name].backcopy_share)
+    exams = [exam for exam in list(records[0]["log"][-1])[2:] if backcopy or exam != "backcopy"]
     accuracy = [
         f"| {seed} | " + " | ".join(f"{r['log'][-1][exam]:.3f}" for exam in exams) + f" | {r['minutes']:.0f} |"
         for seed, r in zip(seeds, records, strict=True)
@@ -68,7 +69,7 @@ def card(name: str, folders: list[Path], why: str) -> str:
         for seed, model in zip(seeds, models, strict=True)
         for label, corruptions in PAIRS.items()
     ]
-    tasks = ("ioi", "colored_objects", *(("backcopy",) if RECIPES[name].backcopy_share else ()))
+    tasks = ("ioi", "colored_objects", *(("backcopy",) if backcopy else ()))
     sinks = [sink_row(seed, model, task) for seed, model in zip(seeds, models, strict=True) for task in tasks]
     history = [
         f"| {row['step']} | " + " | ".join(f"{row[exam]:.2f}" for exam in exams) + " |" for row in records[0]["log"]
