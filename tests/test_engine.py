@@ -16,12 +16,6 @@ from workbench.models.reference import ModelError
 from workbench.progress import Cancelled
 from workbench.tasks import Task, TaskError, make_task
 
-# Where another engine runs on this machine, dask says so and forgets to close the socket it tried.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:\\s*Port 8787 is already in use:UserWarning"),
-    pytest.mark.filterwarnings("ignore:Exception ignored in. <socket.socket:pytest.PytestUnraisableExceptionWarning"),
-]
-
 PATIENCE = 120  # seconds; a wait that succeeds costs nothing
 QUICK = {"draws": 10}
 TASK = make_task("subject_verb", n=8)

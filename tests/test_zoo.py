@@ -3,11 +3,14 @@
 import json
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from workbench.analyses import head_patching, overlap, sink_scores
+from workbench.models.heads import head_name
 from workbench.models.load import load
 from workbench.models.reference import ZOO, checkpoints, find, zoo_names
 from workbench.tasks import TASKS, make_task
@@ -157,3 +160,30 @@ def test_a_training_batch_weighs_answers_more_and_bos_nothing():
     assert set(weights[:, 1:].ravel()) == {1.0, 6.0, 12.0}
     letters = {words[letter] for letter in "bcdefghijklmnopqrstuvwxyz"}
     assert 4 <= sum(set(row[1:]) <= letters for row in ids.tolist()) <= 18
+
+
+def traced(name, corruption):
+    return head_patching(load("zoo/tasks", device="cpu"), make_task(name, n=64, corruption=corruption))
+
+
+def at_the_chosen_size(*corruptions):
+    shared = overlap(*map(traced, ("ioi", "colored_objects"), corruptions))
+    return shared, shared.sel(size=shared.attrs["chosen"])
+
+
+def test_swapping_the_answer_finds_shared_heads_as_the_readme_says():
+    shared, at = at_the_chosen_size("value_swap", "value_swap")
+    assert [head_name(*cell) for cell in np.argwhere(shared["shared"].values)] == ["L0H0", "L2H3", "L2H4"]
+    for measure in ("iou", "weighted"):
+        assert at[measure] > max(at[f"{measure}_null_high"], at[f"{measure}_within_high"])
+
+
+def test_changing_the_question_does_not_as_the_readme_says():
+    shared, at = at_the_chosen_size("s2_to_io", "query")
+    assert shared["shared"].sum() == 1 and at["iou"] <= at["iou_null_high"]
+
+
+def test_no_head_has_a_sink_at_bos_as_the_readme_says():
+    for name in ("ioi", "colored_objects"):
+        alpha = sink_scores(load("zoo/tasks", device="cpu"), make_task(name))["alpha"].sel(key_pos=0)
+        assert 0.1 < alpha.max() < 0.17

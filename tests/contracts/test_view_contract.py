@@ -100,7 +100,7 @@ def test_sink_heads_show_one_key_and_mark_the_heads_over_epsilon():
     expected = ds["alpha"].values[:, :, 2]
     np.testing.assert_allclose(np.frombuffer(grid.values, "<f4"), expected.ravel(), rtol=1e-6)
     assert list(grid.marks) == (expected > 0.3).ravel().astype(int).tolist()
-    with pytest.raises(ViewError, match="key 9"):
+    with pytest.raises(ViewError, match="key_pos 9"):
         show(ds, "sink_heads", key=9)
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -156,6 +157,31 @@ def wait_for_port(port: int, seconds: float = 120) -> None:
         time.sleep(0.1)
 
 
+@contextmanager
+def _running(command: Callable[[int], list[str]], log: Path, **environment: str) -> Iterator[tuple[int, int]]:
+    port = free_port()
+    with log.open("w") as out:
+        full = {**os.environ, "PYTHONUNBUFFERED": "1", **environment}
+        server = subprocess.Popen(command(port), env=full, stdout=out, stderr=out, start_new_session=True)
+    try:
+        wait_for_port(port)
+        yield port, server.pid
+    finally:
+        # Its children belong to the server's process group and end with it.
+        os.killpg(server.pid, signal.SIGTERM)
+        try:
+            server.wait(60)
+        except subprocess.TimeoutExpired:
+            os.killpg(server.pid, signal.SIGKILL)
+            server.wait(60)
+
+
+@pytest.fixture(scope="session")
+def running(chromium: str) -> Callable:
+    """`with running(lambda port: [...], log, **environment) as (port, pid)`: a server that listens, until the end."""
+    return _running
+
+
 @pytest.fixture
 def serve() -> Iterator[Callable[..., str]]:
     """`serve(app, **options)` serves a Panel object, or a function that makes one, and returns its address."""
@@ -202,22 +228,17 @@ def lab(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab
     folder = tmp_path_factory.mktemp("lab")
     root = folder / "notebooks"
     root.mkdir()
-    port, token = free_port(), secrets.token_hex(16)
-    options = ["--no-browser", "--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0"]
-    options += [f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={root}", "--expose-app-in-browser"]
-    if os.geteuid() == 0:
-        options.append("--allow-root")
-    environment = _private_environment(folder)
-    with (folder / "log").open("w") as log:
-        command = [sys.executable, "-m", "jupyterlab", *options]
-        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-    try:
-        wait_for_port(port)
+    token = secrets.token_hex(16)
+
+    def command(port: int) -> list[str]:
+        options = ["--no-browser", "--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0"]
+        options += [f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={root}", "--expose-app-in-browser"]
+        if os.geteuid() == 0:
+            options.append("--allow-root")
+        return [sys.executable, "-m", "jupyterlab", *options]
+
+    with _running(command, folder / "log", **_private_environment(folder)) as (port, _):
         yield Lab(f"http://127.0.0.1:{port}", token, root)
-    finally:
-        # The kernels belong to the server's process group and end with it.
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(60)
 
 
 _ERRORS = """() => jupyterapp.shell.currentWidget.content.widgets

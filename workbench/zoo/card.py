@@ -113,7 +113,7 @@ of the others (0 is chance).
 
 ## Do IOI and Colored Objects share heads? Every seed
 
-Denoising patching of each head's z at all positions, {PROMPTS} prompts a task; top {TOP:.0%} of heads by |effect|. In
+Denoising patching of each head's z at all positions, {PROMPTS} prompts a task; top {TOP:.1%} of heads by |effect|. In
 brackets p, from 2,000 permutations.
 
 | seed | corruption (IOI / Colored Objects) | IoU | 95 % point, all heads | 95 % point, within layers | weighted overlap of all heads, 95 % point within layers | shared heads |

@@ -1,0 +1,364 @@
+"""The dashboard as a person gets it: `workbench app` in a process of its own, seen in a browser."""
+
+import http.client
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import parse_qs, urlencode, urlsplit
+
+import psutil
+import pytest
+from playwright.sync_api import Browser, Locator, Page, expect
+
+MAIN = Path(__file__).parents[2] / "workbench" / "app" / "main.py"
+RESULT = re.compile(r"In (\S+), .* share (\d+) of their (\d+) strongest heads \((.*?)\)")
+SLOW = 180_000  # the first result starts an engine and traces two tasks
+WEBSOCKET = {
+    "Connection": "Upgrade",
+    "Upgrade": "websocket",
+    "Sec-WebSocket-Version": "13",
+    "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+}
+TEXTS = ".MuiTypography-root:visible, .MuiAlert-message span:visible, .rw-title, .rw-quantity, .rw-label, .rw-chip"
+
+
+@dataclass(frozen=True)
+class App:
+    """A running dashboard: its port, its token, its process and the folder of its results."""
+
+    port: int
+    token: str
+    process: psutil.Process
+    home: Path
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/"
+
+    def address(self, **state: object) -> str:
+        return f"{self.url}?{urlencode({'token': self.token, **state})}"
+
+    def get(self, path: str, host: str = "", **headers: str) -> tuple[int, str]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        try:
+            connection.request("GET", path, headers={"Host": host or f"127.0.0.1:{self.port}", **headers})
+            answer = connection.getresponse()
+            moved = answer.getheader("Location")
+            if moved:
+                answer.read()
+                return self.get(moved, host, **headers)
+            return answer.status, answer.read().decode()
+        finally:
+            connection.close()
+
+    def has_torch(self) -> bool:
+        return "libtorch" in Path(f"/proc/{self.process.pid}/maps").read_text()
+
+    def workers(self) -> list[psutil.Process]:
+        """Children that do the engine's work; multiprocessing's own helper is none."""
+        children = self.process.children(recursive=True)
+        return [child for child in children if "resource_tracker" not in " ".join(child.cmdline())]
+
+
+@contextmanager
+def dashboard(running: Callable, folder: Path) -> Iterator[App]:
+    """`workbench app`, once it has printed its address."""
+    log, home = folder / f"log-{time.monotonic_ns()}", folder / "home"
+    script = str(Path(sys.executable).with_name("workbench"))
+    with running(lambda port: [script, "app", "--port", str(port)], log, WORKBENCH_HOME=str(home)) as (port, pid):
+        printed = re.search(rf"http://127\.0\.0\.1:{port}/\?token=(\S+)", log.read_text())
+        assert printed, log.read_text()
+        yield App(port, printed[1], psutil.Process(pid), home)
+        # Tornado writes tracebacks of its own when a page is closed while it is being told something.
+        assert not re.search(r'File ".*/workbench/', log.read_text()), log.read_text()
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("app")
+
+
+@pytest.fixture(scope="session")
+def app(running: Callable, folder: Path) -> Iterator[App]:
+    """One dashboard for all tests; what one test has traced the next finds in the store."""
+    with dashboard(running, folder) as started:
+        yield started
+
+
+def headline(page: Page) -> re.Match:
+    """The sentence with the result, once it is there."""
+    found = page.get_by_text(RESULT)
+    found.wait_for(timeout=SLOW)
+    match = RESULT.search(found.inner_text())
+    assert match
+    return match
+
+
+def cells(page: Page, panel: int = 0) -> Locator:
+    return page.get_by_role("grid").nth(panel).get_by_role("gridcell")
+
+
+def shared_heads(page: Page) -> list[str]:
+    labels = cells(page).evaluate_all("cells => cells.map(cell => cell.getAttribute('aria-label'))")
+    return sorted(label.partition(",")[0] for label in labels if label.endswith("shared by all circuits"))
+
+
+def outlined(page: Page) -> list[str]:
+    chosen = page.locator(".rw-cell[aria-selected=true]:visible")
+    return chosen.evaluate_all("cells => cells.map(cell => cell.getAttribute('aria-label').split(',')[0])")
+
+
+def state(page: Page) -> dict[str, str]:
+    """What the address says."""
+    return {name: values[0] for name, values in parse_qs(urlsplit(page.url).query).items()}
+
+
+def tab(page: Page, name: str) -> Locator:
+    return page.get_by_role("tab", name=name)
+
+
+def visit(page: Page, app: App, **chosen: object) -> re.Match:
+    page.goto(app.address(**chosen))
+    return headline(page)
+
+
+def sets_prompts(page: Page, number: int) -> None:
+    field = page.get_by_label("Prompts a task")
+    field.fill(str(number))
+    field.press("Enter")
+
+
+def test_the_server_s_process_never_loads_torch(page: Page, app: App) -> None:
+    # First of all tests, while nothing has been traced.
+    assert not app.has_torch()
+    assert app.workers() == []
+    visit(page, app)
+    assert not app.has_torch()
+    assert any("libtorch" in Path(f"/proc/{worker.pid}/maps").read_text() for worker in app.workers())
+
+
+@pytest.mark.parametrize("path", ["/", "/?token=", "/?token=wrong", "/?token=%C3%A9", "/?page=0"])
+def test_without_the_token_there_is_a_refusal_and_no_app(path: str, app: App) -> None:
+    status, text = app.get(path)
+    assert status == 403
+    assert text == "This dashboard needs the token that was printed when it was started: open the address shown there."
+
+
+def test_the_websocket_needs_the_token_too(app: App) -> None:
+    assert app.get("/ws", **WEBSOCKET)[0] == 403
+    with_cookie = {**WEBSOCKET, "Cookie": "workbench-token=wrong"}
+    assert app.get("/ws", **with_cookie)[0] == 403
+
+
+@pytest.mark.parametrize("host", ["evil.test", "127.0.0.1.evil.test", "localhost.evil.test", ""])
+def test_a_foreign_host_header_is_refused_on_page_and_websocket(host: str, app: App) -> None:
+    host = f"{host}:{app.port}" if host else "127.0.0.1"  # the last: no port
+    for path, headers in [(f"/?token={app.token}", {}), (f"/ws?token={app.token}", WEBSOCKET)]:
+        status, text = app.get(path, host, **headers)
+        assert status == 403
+        assert "Reuse Workbench" not in text
+
+
+def test_with_the_token_comes_the_page(app: App) -> None:
+    status, text = app.get(f"/?token={app.token}")
+    assert status == 200 and "<title>Reuse Workbench</title>" in text
+    assert app.get(f"/?token={app.token}", f"localhost:{app.port}")[0] == 200
+
+
+def test_the_first_page_shows_a_result_without_a_click(page: Page, app: App) -> None:
+    found = visit(page, app)
+    expect(page.get_by_role("combobox", name="Model")).to_have_text(found[1])
+    names = [] if found[4] == "none" else sorted(found[4].split(", "))
+    assert shared_heads(page) == names
+    assert len(names) == int(found[2]) <= int(found[3])
+    # Each panel marks as many heads as the circuit has.
+    for panel in range(2):
+        assert cells(page, panel).locator("xpath=self::*[@data-mark]").count() == int(found[3])
+    expect(page.get_by_text(f"{found[1]}: green")).to_be_visible()
+    assert "token" not in state(page) and state(page)["model"] == found[1]
+
+
+def test_a_click_on_a_head_selects_it_everywhere(page: Page, app: App) -> None:
+    visit(page, app)
+    page.locator(".rw-attention .rw-title").wait_for()
+    cells(page, 1).and_(page.get_by_label(re.compile("^L1H2,"))).click()
+    expect(page).to_have_url(re.compile("head=L1H2"))
+    assert outlined(page) == ["L1H2", "L1H2"]
+    expect(page.locator(".rw-attention .rw-title")).to_have_text(re.compile("^L1H2 on prompt 0 of ioi in "))
+    tab(page, "Sinks").click()
+    page.get_by_text(re.compile("gets more than ε")).wait_for(timeout=SLOW)
+    expect(page.locator(".rw-cell[aria-selected=true]:visible")).to_have_count(2)
+    assert outlined(page) == ["L1H2", "L1H2"]
+    assert state(page) | {"head": "L1H2", "page": "1"} == state(page)
+
+
+def test_an_address_opened_again_shows_the_same(page: Page, app: App) -> None:
+    visit(page, app)
+    cells(page).and_(page.get_by_label(re.compile("^L2H0,"))).click()
+    expect(page).to_have_url(re.compile("head=L2H0"))
+    page.get_by_role("combobox", name="First task").click()
+    page.locator(".MuiListItemText-primary", has_text="subject_verb").click()
+    expect(page).to_have_url(re.compile("task_a=subject_verb"))
+    sets_prompts(page, 16)
+    expect(page).to_have_url(re.compile("n=16"))
+    expect(page.get_by_text(re.compile(r"subject_verb \(\w+\) and colored_objects .* share"))).to_be_visible(
+        timeout=SLOW
+    )
+    sentence = page.get_by_text(RESULT).inner_text()
+    again = page.context.new_page()
+    again.goto(page.url)
+    assert headline(again).string == sentence
+    assert outlined(again) == ["L2H0", "L2H0"]
+    assert state(again) == state(page)
+    tab(again, "Sinks").click()
+    again.get_by_text(re.compile("gets more than ε")).wait_for(timeout=SLOW)
+    expect(again).to_have_url(re.compile("page=1"))
+    third = page.context.new_page()
+    third.goto(again.url)
+    third.get_by_text(re.compile("gets more than ε .* on subject_verb")).wait_for(timeout=SLOW)
+    expect(tab(third, "Sinks")).to_have_attribute("aria-selected", "true")
+    assert outlined(third) == ["L2H0", "L2H0"]
+
+
+def test_what_an_address_cannot_mean_is_said_in_one_sentence(page: Page, app: App) -> None:
+    bad = {"model": "zoo/nope", "task_a": "xyz", "head": "garbage", "n": "abc", "top": "7", "checkpoint": "<b>1</b>"}
+    found = visit(page, app, **bad, seed=0)
+    assert found[1] != "zoo/nope"
+    said = "model=zoo/nope, checkpoint=<b>1</b>, task_a=xyz, n=abc, top=7, head=garbage."
+    expect(page.get_by_text(f"Left out of the address, as there is no such thing here: {said}")).to_be_visible()
+    assert "Traceback" not in page.locator("body").inner_text()
+    assert state(page) | {"model": found[1], "task_a": "ioi", "n": "64"} == state(page)
+    assert "head" not in state(page)
+
+
+def test_the_same_task_twice_is_an_error_in_words(page: Page, app: App) -> None:
+    page.goto(app.address(task_b="ioi"))
+    expect(page.get_by_text(re.compile("The same task and corruption was given twice"))).to_be_visible(timeout=SLOW)
+
+
+def test_the_code_shown_gives_the_heads_shown(page: Page, app: App) -> None:
+    visit(page, app)
+    shown = shared_heads(page)
+    page.get_by_role("button", name="Show code").click()
+    source = page.locator("pre code:visible").inner_text()
+    tail = (
+        "import json\nfrom workbench.models.heads import head_name\n"
+        "cells = zip(*shared.shared.values.nonzero())\n"
+        "print(json.dumps(sorted(head_name(int(layer), int(head)) for layer, head in cells)))"
+    )
+    home = app.home.with_name("another-home")  # so that nothing is read from the store
+    done = subprocess.run(
+        [sys.executable, "-c", f"{source}\n{tail}"],
+        env={**os.environ, "WORKBENCH_HOME": str(home)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == shown
+
+
+def test_stop_ends_a_long_job_and_the_page_stays_usable(page: Page, app: App) -> None:
+    visit(page, app)
+    stop = page.get_by_role("button", name="Stop")
+    expect(stop).to_be_disabled()
+    sets_prompts(page, 1024)
+    page.get_by_text(re.compile(r"head_patching ioi: \d+ of \d+")).wait_for(timeout=SLOW)
+    stop.click()
+    expect(page.get_by_text(re.compile("^Stopped early, so nothing new is drawn"))).to_be_visible()
+    expect(stop).to_be_disabled()
+    expect(page.get_by_text("Ready")).to_be_visible()
+    sets_prompts(page, 64)
+    headline(page)
+    cells(page).and_(page.get_by_label(re.compile("^L0H1,"))).click()
+    expect(page.locator(".rw-attention .rw-title")).to_have_text(re.compile("^L0H1 on prompt 0"))
+
+
+def test_another_person_s_page_answers_while_a_long_job_runs(page: Page, app: App, browser: Browser) -> None:
+    visit(page, app)
+    sets_prompts(page, 1023)
+    page.get_by_text(re.compile(r"head_patching ioi: \d+ of \d+")).wait_for(timeout=SLOW)
+    other = browser.new_context().new_page()
+    visit(other, app)
+    expect(other.get_by_text("Ready")).to_be_visible()
+    other.get_by_role("button", name="Weighted overlap").click()
+    expect(other.locator(".ytitle", has_text="weighted overlap")).to_be_visible()
+    # Still at work, so the answer did not have to wait for it.
+    page.bring_to_front()
+    expect(page.get_by_text(re.compile(r"head_patching \w+: \d+ of \d+"))).to_be_visible()
+    other.context.close()
+    page.get_by_role("button", name="Stop").click()
+    expect(page.get_by_text("Ready")).to_be_visible()
+
+
+def ink(page: Page) -> str:
+    """The colour of the first figure's title."""
+    return page.locator(".js-plotly-plot .gtitle:visible").first.evaluate("text => getComputedStyle(text).fill")
+
+
+def test_texts_stay_readable_and_figures_stay_put_in_the_dark(page: Page, app: App, unreadable: Callable) -> None:
+    visit(page, app)
+    page.locator(".rw-chip").first.wait_for()
+    title = page.locator(".js-plotly-plot .gtitle:visible").first
+    title.wait_for()
+    light, place, width = ink(page), title.bounding_box(), page.locator(".js-plotly-plot .bg").first.bounding_box()
+    assert unreadable(TEXTS) == []
+    page.get_by_role("button", name="Toggle theme").click()
+    expect(title).not_to_have_css("fill", light)
+    assert sum(map(int, re.findall(r"\d+", ink(page))[:3])) > 600
+    tab(page, "Sinks").click()
+    page.get_by_text(re.compile("gets more than ε")).wait_for(timeout=SLOW)
+    page.locator(".js-plotly-plot .gtitle:visible").nth(1).wait_for()
+    assert unreadable(TEXTS) == []
+    tab(page, "Circuits").click()
+    title.wait_for()
+    assert unreadable(TEXTS) == []
+    assert title.bounding_box() == pytest.approx(place, abs=2)
+    assert page.locator(".js-plotly-plot .bg").first.bounding_box() == pytest.approx(width, abs=2)
+
+
+@pytest.mark.parametrize("width", [1280, 1920])
+def test_nothing_is_wider_than_the_window(width: int, page: Page, app: App) -> None:
+    page.set_viewport_size({"width": width, "height": 900})
+    visit(page, app)
+    page.locator(".rw-chip").first.wait_for()
+    for name in ("Circuits", "Sinks"):
+        tab(page, name).click()
+        page.locator(".js-plotly-plot .gtitle:visible").first.wait_for()
+        for scrolled in ("html", ".main-content", ".sidebar"):
+            for wide, inside in page.locator(scrolled).evaluate_all(
+                "all => all.map(e => [e.scrollWidth, e.clientWidth])"
+            ):
+                assert wide <= inside, f"{name}: {scrolled} scrolls sideways"
+        for box in page.locator(".js-plotly-plot:visible").evaluate_all(
+            "all => all.map(e => e.getBoundingClientRect().right)"
+        ):
+            assert box <= width
+
+
+def test_a_second_start_draws_from_the_store(page: Page, app: App, running: Callable, folder: Path) -> None:
+    first = visit(page, app)
+    files = {path: path.stat().st_mtime_ns for path in app.home.rglob("head_patching*.nc")}
+    assert len(files) >= 2
+    with dashboard(running, folder) as second:
+        other = page.context.new_page()
+        assert visit(other, second)[0] == first[0]
+        assert second.workers() == []
+        other.close()
+    assert {path: path.stat().st_mtime_ns for path in app.home.rglob("head_patching*.nc")} == files
+
+
+def test_panel_serve_shows_the_page_as_it_stands(page: Page, app: App, running: Callable, folder: Path) -> None:
+    first = visit(page, app)
+    command = [sys.executable, "-m", "panel", "serve", str(MAIN), "--address", "127.0.0.1", "--port"]
+    with running(lambda port: [*command, str(port)], folder / "panel-log", WORKBENCH_HOME=str(app.home)) as (port, _):
+        page.goto(f"http://127.0.0.1:{port}/main")
+        assert headline(page)[0] == first[0]
