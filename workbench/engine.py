@@ -103,7 +103,13 @@ def _keep(ds: xr.Dataset, analysis: str, key: str) -> xr.Dataset:
 
 
 def rerun(ds: xr.Dataset) -> tuple[xr.Dataset, float]:
-    """A result computed again from its own attributes, and the largest difference of its primary variable."""
+    """A result computed again from its own attributes, and the largest difference of its primary variable.
+
+    Raises:
+        EngineError: for a result that was made from other results, such as an overlap.
+    """
+    if "model_spec" not in ds.attrs:
+        raise EngineError(f"This {ds.attrs['analysis']} was made from other results; rerun those, and make it again.")
     names = {"model": "model_spec", "task": "task_spec", "params": "params"}
     spec = {name: json.loads(ds.attrs[attr]) for name, attr in names.items()}
     again = run(ds.attrs["analysis"], spec["model"], spec["task"], refresh=True, **spec["params"])
@@ -122,7 +128,7 @@ def execute(spec: Mapping[str, Any], job: str) -> xr.Dataset:
         if time.monotonic() - last > STOP_CHECK or done == total:
             last = time.monotonic()
             worker.log_event(job, {"what": what, "done": done, "of": total})
-            going = going and not stop.is_set()
+            going = going and (done == total or not stop.is_set())  # what is complete is not partial
         return going
 
     going = True
@@ -180,7 +186,7 @@ class Job:
     @property
     def stopping(self) -> bool:
         """True once it was asked to stop."""
-        return self._stop.is_set()
+        return bool(self._stop.is_set())
 
     def join(self) -> None:
         """Count one more who waits for this job."""
@@ -250,17 +256,22 @@ class Engine:
 
 
 def _local_cluster() -> Any:
+    """One worker process on loopback; Dask's own information pages, which ask for no token, are not served."""
+    import dask.config
     from distributed import LocalCluster
 
-    return LocalCluster(
-        n_workers=1,
-        threads_per_worker=1,
-        processes=True,
-        host="127.0.0.1",
-        dashboard_address=None,  # pyright: ignore[reportArgumentType]  (None is its documented "no dashboard")
-        memory_limit=1.0,
-        silence_logs=50,
-    )
+    closed = {"distributed.scheduler.http.routes": [], "distributed.worker.http.routes": []}
+    with dask.config.set(closed):
+        return LocalCluster(
+            n_workers=1,
+            threads_per_worker=1,
+            processes=True,
+            host="127.0.0.1",
+            dashboard_address="127.0.0.1:0",
+            scheduler_kwargs={"dashboard": False},
+            memory_limit=1.0,
+            silence_logs=50,
+        )
 
 
 @functools.cache

@@ -109,7 +109,7 @@ def concat(results: Mapping[str, xr.Dataset], dim: str = "checkpoint") -> xr.Dat
     for name in dict.fromkeys(name for part in parts for name in part.attrs):
         values = [_plain(part.attrs.get(name, "")) for part in parts]
         joined.attrs[name] = values[0] if len(set(values)) == 1 else json.dumps(values)
-    joined.attrs["title"] = f"{parts[0].attrs['analysis']}: {', '.join(results)}"
+    joined.attrs["title"] = f"{parts[0].attrs['analysis']}: {', '.join(map(str, results))}"
     return joined
 
 

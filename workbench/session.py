@@ -7,7 +7,7 @@ from workbench.registry import WorkbenchError
 
 URL = (
     *("model", "checkpoint", "task_a", "corruption_a", "task_b", "corruption_b", "n", "seed", "top", "head", "prompt"),
-    *("token", "page"),
+    *("query", "page"),
 )
 
 
@@ -24,8 +24,8 @@ class Session(param.Parameterized):
     seed = param.Integer(0, bounds=(0, None), doc="Seed of the prompts.")
     top = param.Number(0.125, bounds=(0, 1), inclusive_bounds=(False, True), doc="Circuit size, share of all heads.")
     head = param.String("", doc="Selected head, like L2H3; empty for none.")
-    prompt = param.Integer(0, bounds=(0, None), doc="Prompt (or sequence) shown in detail.")
-    token = param.Integer(-1, bounds=(-1, None), doc="Selected query token; -1 for the last.")
+    prompt = param.Integer(0, bounds=(0, 31), doc="Prompt (or sequence) shown in detail.")
+    query = param.Integer(-1, bounds=(-1, None), doc="Selected query token; -1 for the last.")
     page = param.Integer(0, bounds=(0, 1), doc="Open page: 0 circuits, 1 sinks.")
 
     @property

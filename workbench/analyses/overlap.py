@@ -11,7 +11,8 @@ from workbench.schema import check, provenance
 
 FRACTIONS = (0.01, 0.02, 0.05, 0.10)
 FINEST = 64  # circuit sizes on the curve
-SAME = ("model", "model_hash", "checkpoint", "folding", "bos", "trust")
+SAME = ("model", "model_hash", "checkpoint", "dtype", "folding", "bos", "trust")
+COMPARED = ("model_hash", "dtype", "folding", "bos")
 
 
 def overlap(*results: xr.Dataset, top: float = 0.125, draws: int = 2000, seed: int = 0) -> xr.Dataset:
@@ -67,12 +68,19 @@ def _stack(results: tuple[xr.Dataset, ...], top: float) -> np.ndarray:
     for ds in results:
         if "effect" not in ds or ds["effect"].dims != ("layer", "head"):
             raise AnalysisError("An overlap needs head_patching results over all positions (layer x head).")
-        if (ds.attrs["model_hash"], ds["effect"].shape) != (results[0].attrs["model_hash"], results[0]["effect"].shape):
-            raise AnalysisError("These results come from different models or from runs that were stopped early.")
+        if _made_with(ds) != _made_with(results[0]):
+            raise AnalysisError(
+                "These results come from different models, or differ in dtype, folding or BOS, or one run was stopped "
+                "early; trace every task in the same way."
+            )
     titles = [ds.attrs["task"] for ds in results]
     if len(set(titles)) < len(titles):
         raise AnalysisError(f"The same task and corruption was given twice ({titles[0]}); compare different tasks.")
     return np.stack([ds["effect"].values for ds in results])
+
+
+def _made_with(ds: xr.Dataset) -> tuple:
+    return (ds["effect"].shape, *(ds.attrs.get(name) for name in COMPARED))
 
 
 def _heads(count: int, fraction: float) -> int:

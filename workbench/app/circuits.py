@@ -9,7 +9,7 @@ import param
 import xarray as xr
 
 from workbench.analyses import overlap
-from workbench.app.parts import CodeBox, FigureSlot, GridSlot, Slot, Theme, choice, code, heading
+from workbench.app.parts import CodeBox, FigureSlot, GridSlot, Note, Slot, Theme, choice, code, heading
 from workbench.app.runner import Runner
 from workbench.engine import specify
 from workbench.models.heads import head_name, parse_head
@@ -32,23 +32,24 @@ class CircuitsPage(pn.viewable.Viewer):
         self._results: list[xr.Dataset] = []
         self._shared: xr.Dataset | None = None
         self.on_result = lambda ds: None
-        self._headline = pmui.Alert(object="Tracing both tasks …", severity="info", sizing_mode="stretch_width")
+        self._headline = Note("Tracing both tasks …", margin=(12, 0, 0, 0))
         self._maps = GridSlot(session, "The head maps appear here as soon as both tasks are traced.")
         self._curve = FigureSlot(theme, 430)
         self._attention = Slot("Select a head in a map to see where it looks.")
         self._code = CodeBox()
         self._traced = False
+        self._drawn: list[dict] = []
         session.param.watch(self._again, list(WATCHED))
         session.param.watch(self.open, "page")
         session.param.watch(self._compare, "top")
         session.param.watch(self._look, ["head", "prompt"])
-        session.param.watch(self._pick_token, "token")
+        session.param.watch(self._pick_token, "query")
         self.param.watch(self._draw_curve, "measure")
         self.param.watch(self._look, "viewed")
 
     def __panel__(self) -> pn.viewable.Viewable:
         measure, viewed = choice(self.param.measure), choice(self.param.viewed)
-        prompt = pmui.IntSlider.from_param(self._session.param.prompt, start=0, end=31, label="Prompt", width=260)
+        prompt = pmui.IntSlider.from_param(self._session.param.prompt, label="Prompt", width=260)
         return pn.Column(
             self._headline,
             heading(
@@ -57,10 +58,17 @@ class CircuitsPage(pn.viewable.Viewer):
                 "0 = corrupted, 1 = clean. Click a head, or use the arrow keys and Enter.",
             ),
             self._maps,
-            heading("Do the circuits overlap more than by chance?", "The bands end at the 95 % point of each null."),
+            heading(
+                "Do the circuits overlap more than by chance?",
+                "The line is what was found at each circuit size. The bands are chance: effects are shuffled over all "
+                "heads, or within each layer, and each band ends at its 95 % point.",
+            ),
             measure,
             self._curve,
-            heading("Where the selected head looks", "Rows are queries, columns the tokens they attend to."),
+            heading(
+                "Where the selected head looks",
+                "Rows are queries, columns the tokens they attend to. Click a row to choose a query.",
+            ),
             pn.Row(viewed, prompt),
             self._attention,
             self._code,
@@ -85,11 +93,11 @@ class CircuitsPage(pn.viewable.Viewer):
     async def refresh(self) -> None:
         """Trace both tasks and draw everything that follows from them."""
         ticket = self._runner.begin("circuits")
-        with self._runner.reporting():
+        with self._runner.reporting(self._headline.say):
             specs = self._specs()
-            self._headline.param.update(object=f"Tracing {self._session.reference} …", severity="info")
+            self._headline.say(f"Tracing {self._session.reference} …", "info")
             self._results = [await self._runner.fetch("circuits", ticket, spec) for spec in specs]
-            self._traced = True
+            self._traced, self._drawn = True, specs
             self.on_result(self._results[0])
             await self._compare()
             await self._look()
@@ -97,14 +105,14 @@ class CircuitsPage(pn.viewable.Viewer):
     async def _compare(self, *_: Any) -> None:
         if not self._results:
             return
-        with self._runner.reporting():
+        with self._runner.reporting(self._headline.say):
             self._shared = overlap(*self._results, top=self._session.top)
             self._maps.draw(head_map(self._shared))
             severity, text = summary(self._shared)
-            self._headline.param.update(object=text, severity=severity)
+            self._headline.say(text, severity)
             self._draw_curve()
             self._code.replace(
-                code(self._specs(), f"shared = wb.overlap(a, b, top={self._session.top})\nwb.show(shared)")
+                code(self._drawn, f"shared = wb.overlap(a, b, top={self._session.top})\nwb.show(shared)")
             )
 
     def _draw_curve(self, *_: Any) -> None:
@@ -118,13 +126,14 @@ class CircuitsPage(pn.viewable.Viewer):
         ticket = self._runner.begin("attention")
         with self._runner.reporting():
             layer, head = self._head(self._shared["effect"])
-            task = self._specs()[self.viewed == "b"]["task"]
-            spec = specify("attention", self._session.reference, task, {"prompt": self._session.prompt})
+            drawn = self._drawn[self.viewed == "b"]
+            prompt = min(self._session.prompt, self._session.n - 1)
+            spec = specify("attention", drawn["model"], drawn["task"], {"prompt": prompt})
             ds = await self._runner.fetch("attention", ticket, spec)
             fresh = self._attention.component is None
-            drawn = self._attention.draw(attention_pattern(ds, layer=layer, head=head, token=self._session.token))
+            view = self._attention.draw(attention_pattern(ds, layer=layer, head=head, token=self._session.query))
             if fresh:
-                drawn.param.watch(lambda event: self._session.param.update(token=event.new), "token")
+                view.param.watch(lambda event: self._session.param.update(query=event.new), "token")
 
     def _pick_token(self, event: Any) -> None:
         view = self._attention.component

@@ -39,13 +39,15 @@ class TokenAuth(AuthProvider):
             if handler.request.host not in self._hosts:
                 raise HTTPError(403, reason="Host not allowed")
             given = handler.get_argument("token", default="")
-            if given and hmac.compare_digest(given, self._token):
+            if self._is_mine(given):
                 handler.set_cookie(COOKIE, self._token, httponly=True, samesite="Strict")
                 return "owner"
-            kept = handler.get_cookie(COOKIE, "")
-            return "owner" if kept and hmac.compare_digest(kept, self._token) else None
+            return "owner" if self._is_mine(handler.get_cookie(COOKIE, "") or "") else None
 
         return user
+
+    def _is_mine(self, given: str) -> bool:
+        return hmac.compare_digest(given.encode(), self._token.encode())
 
     @property
     def login_url(self) -> str:

@@ -2,19 +2,21 @@
 
 import os
 from typing import Any
+from urllib.parse import urlencode
 
 import panel as pn
 import panel_material_ui as pmui
 
 from workbench.app.circuits import CircuitsPage
-from workbench.app.parts import Theme, trust
+from workbench.app.parts import Note, Theme, trust
 from workbench.app.runner import Runner
 from workbench.app.sidebar import Sidebar, offered_models
 from workbench.app.sinks import SinksPage
+from workbench.models.heads import parse_head
 from workbench.models.reference import checkpoints
 from workbench.registry import WorkbenchError
 from workbench.session import URL, Session
-from workbench.tasks import TASKS, make_task
+from workbench.tasks import TASKS
 
 PAGES = ("Circuits", "Sinks")
 
@@ -38,7 +40,15 @@ def build() -> pmui.Page:
         title="Reuse Workbench",
         sidebar=[sidebar],
         sidebar_width=320,
-        main=[pn.Column(tabs, sizing_mode="stretch_width", margin=(8, 24), max_width=1500)],
+        main=[
+            pn.Column(
+                Note(problem, "warning", closeable=True),
+                tabs,
+                sizing_mode="stretch_width",
+                margin=(8, 24),
+                max_width=1500,
+            )
+        ],
     )
     page.param.watch(lambda event: theme.param.update(dark=bool(event.new)), "dark_theme")
     for one in (circuits, sinks):
@@ -46,47 +56,63 @@ def build() -> pmui.Page:
 
     async def start() -> None:
         if pn.state.location is not None:
-            pn.state.location.sync(session, list(URL))
+            publish(session, pn.state.location)
         await circuits.open()
         await sinks.open()
-        if problem:
-            runner.complain(problem)
 
     pn.state.onload(start)
     if pn.state.curdoc is not None:
-        pn.state.on_session_destroyed(lambda context, runner=runner: runner.leave())
+        pn.state.on_session_destroyed(lambda context, runner=runner: runner.stop())
     return page
 
 
+def publish(session: Session, location: Any) -> None:
+    """Keep the page's address that of what is shown; the token of the first address is not repeated in it."""
+
+    def write(*_: Any) -> None:
+        location.search = "?" + urlencode({name: getattr(session, name) for name in URL})
+
+    session.param.watch(write, list(URL))
+    write()
+
+
 def restore(session: Session, arguments: dict[str, list[bytes]], models: list[str]) -> str:
-    """Put what an address says into the session, each value checked; returns what had to be left out."""
+    """Put what an address says into the session, each value checked; returns a sentence on what was left out."""
     left_out = []
     if session.model not in models:
         session.model = models[0]
     for name in URL:
         if name not in arguments:
             continue
-        text = arguments[name][0].decode(errors="replace").strip('"')
+        text = arguments[name][0].decode(errors="replace")
         try:
             session.param.update(**{name: _value(session, name, text, models)})
-        except (ValueError, WorkbenchError) as error:
-            left_out.append(f"{name}: {error}")
+        except (ValueError, WorkbenchError):
+            left_out.append(f"{name}={text[:60]}")
     for letter in "ab":
         task, corruption = getattr(session, f"task_{letter}"), f"corruption_{letter}"
         if getattr(session, corruption) not in TASKS[task].corruptions:
             session.param.update(**{corruption: TASKS[task].corruptions[0]})
-    return "The address was not understood in full. " + " ".join(left_out) if left_out else ""
+    return f"Left out of the address, as there is no such thing here: {', '.join(left_out)}." if left_out else ""
 
 
 def _value(session: Session, name: str, text: str, models: list[str]) -> Any:
-    kind = type(session.param[name].default)
-    value = kind(text)
-    if name == "model" and value not in models:
-        raise WorkbenchError(f"there is no model '{value}' here; there are {', '.join(models)}.")
-    if name == "checkpoint" and value not in ("final", *map(str, checkpoints(session.model))):
-        raise WorkbenchError(f"{session.model} has no checkpoint '{value}'.")
-    if name.startswith("task_"):
-        make_task(value)
+    """The value of one part of an address.
+
+    Raises:
+        ValueError or WorkbenchError: when it is none that the session could have.
+    """
+    value = type(session.param[name].default)(text)
+    known = {
+        "model": models,
+        "checkpoint": ["final", *map(str, checkpoints(session.model))],
+        **{f"task_{letter}": list(TASKS) for letter in "ab"},
+        **{f"corruption_{letter}": TASKS[getattr(session, f"task_{letter}")].corruptions for letter in "ab"},
+    }
+    if name in known and value not in known[name]:
+        raise ValueError(text)
+    if name == "head" and value:
+        parse_head(value)
     return value
 
 

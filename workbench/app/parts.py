@@ -1,7 +1,9 @@
 """Pieces the pages share: a linked head grid, code that reproduces what is shown, headings."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import panel as pn
@@ -16,19 +18,43 @@ from workbench.theme import template
 from workbench.views import Drawing
 
 
+def plain(text: object) -> str:
+    """Text as Panel's alerts and typography show it unchanged: they read Markdown, and HTML within it."""
+    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", str(text))
+
+
 def heading(text: str, about: str) -> pn.viewable.Viewable:
     """A section's title with one sentence on how to read it."""
     return pn.Column(
-        pmui.Typography(text, variant="h6"),
-        pmui.Typography(about, variant="body2", sx={"opacity": 0.75, "maxWidth": "75em"}),
-        margin=(18, 0, 4, 0),
+        pmui.Typography(text, variant="h6", margin=0),
+        pmui.Typography(about, variant="body2", margin=0, sx={"opacity": 0.75, "maxWidth": "75em"}),
+        margin=(22, 0, 8, 0),
     )
+
+
+class Note(pn.viewable.Viewer):
+    """A framed sentence, hidden while there is none."""
+
+    def __init__(self, text: str = "", severity: str = "info", **params: Any) -> None:
+        super().__init__()
+        look = {"& p": {"margin": 0}, "& .MuiAlert-message": {"overflowWrap": "anywhere"}}
+        self._alert = pmui.Alert(sizing_mode="stretch_width", sx=look, **params)
+        self.say(text, severity)
+
+    def __panel__(self) -> pn.viewable.Viewable:
+        return self._alert
+
+    def say(self, text: str, severity: str = "error") -> None:
+        """Show another sentence, or by an empty one nothing."""
+        self._alert.param.update(object=plain(text), severity=severity, visible=bool(text))
 
 
 def choice(parameter: param.Parameter) -> pn.viewable.Viewable:
     """A row of buttons for a parameter with a few values; labels as written."""
-    plain = {"& .MuiToggleButton-root": {"textTransform": "none", "whiteSpace": "nowrap", "padding": "4px 12px"}}
-    return pmui.RadioButtonGroup.from_param(parameter, label="", size="small", color="primary", sx=plain)
+    look = {"& .MuiToggleButton-root": {"textTransform": "none", "whiteSpace": "nowrap", "padding": "4px 12px"}}
+    return pmui.RadioButtonGroup.from_param(
+        parameter, label="", size="small", color="primary", margin=(5, 10, 5, 0), sx=look
+    )
 
 
 class Theme(param.Parameterized):
@@ -37,17 +63,26 @@ class Theme(param.Parameterized):
     dark = param.Boolean(False)
 
 
+class Chart(AnyWidgetComponent):
+    """A Plotly figure, drawn as it is."""
+
+    figure = param.String("{}", doc="The figure as Plotly's JSON.")
+
+    _esm = Path(__file__).with_name("figure.js")
+
+
 class FigureSlot(pn.viewable.Viewer):
     """A place on a page for a Plotly figure, in the page's colours."""
 
     def __init__(self, theme: Theme, height: int) -> None:
         super().__init__()
         self._theme, self._figure = theme, None
-        self._pane = pn.pane.Plotly(sizing_mode="stretch_width", height=height, visible=False)
+        self._chart = Chart(sizing_mode="stretch_width", height=height)
+        self._box = pn.Column(sizing_mode="stretch_width")
         theme.param.watch(self._paint, "dark")
 
     def __panel__(self) -> pn.viewable.Viewable:
-        return self._pane
+        return self._box
 
     def draw(self, figure: go.Figure) -> None:
         """Show a figure."""
@@ -57,7 +92,8 @@ class FigureSlot(pn.viewable.Viewer):
     def _paint(self, *_: Any) -> None:
         if self._figure is not None:
             painted = go.Figure(self._figure).update_layout(template=template(dark=self._theme.dark, clear=True))
-            self._pane.param.update(object=painted, visible=True)
+            self._chart.figure = str(painted.to_json())
+            self._box[:] = [self._chart]
 
 
 class Slot(pn.viewable.Viewer):
@@ -66,7 +102,7 @@ class Slot(pn.viewable.Viewer):
     def __init__(self, waiting: str) -> None:
         super().__init__()
         self.component: AnyWidgetComponent | None = None
-        self._box = pn.Column(pmui.Typography(waiting, variant="body2"), sizing_mode="stretch_width")
+        self._box = pn.Column(pmui.Typography(waiting, variant="body2", margin=0), sizing_mode="stretch_width")
 
     def __panel__(self) -> pn.viewable.Viewable:
         return self._box
@@ -132,7 +168,9 @@ class CodeBox(pn.viewable.Viewer):
     def __init__(self) -> None:
         super().__init__()
         self._text = pn.pane.Markdown("", sizing_mode="stretch_width")
-        self._box = pmui.Accordion(("Show code", self._text), sizing_mode="stretch_width", margin=(12, 0))
+        self._box = pmui.Accordion(
+            ("Show code", self._text), title_variant="subtitle1", sizing_mode="stretch_width", margin=(12, 0)
+        )
 
     def __panel__(self) -> pn.viewable.Viewable:
         return self._box

@@ -2,18 +2,22 @@
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import panel as pn
 import panel_material_ui as pmui
 import xarray as xr
 
+from workbench.app.parts import Note, plain
 from workbench.engine import Job, stored, submit
+from workbench.progress import Cancelled
 from workbench.registry import WorkbenchError
 
 READY = "Ready"
 POLL = 0.15  # seconds between two looks at a job
+STOPPED = "Stopped early, so nothing new is drawn. Change a setting, or reload the page, to start again."
 
 
 class Stale(Exception):
@@ -26,19 +30,20 @@ class Runner(pn.viewable.Viewer):
     def __init__(self) -> None:
         super().__init__()
         self._jobs: set[Job] = set()
-        self._asked: dict[str, int] = {}
+        self._tickets = itertools.count(1)
+        self._asked: dict[str, int] = {}  # by place, its latest ticket; 0 once it was stopped
         self._bar = pmui.LinearProgress(value=0, max=100, variant="determinate", sizing_mode="stretch_width")
         self._text = pmui.Typography(READY, variant="body2", sx={"overflowWrap": "anywhere"})
-        self._stop = pmui.Button(label="Stop", variant="outlined", size="small", disabled=True, on_click=self._cancel)
-        self._error = pmui.Alert(object="", severity="error", visible=False, sizing_mode="stretch_width")
+        self._stop = pmui.Button(label="Stop", variant="outlined", size="small", disabled=True, on_click=self.stop)
+        self._error = Note(margin=10)
 
     def __panel__(self) -> pn.viewable.Viewable:
         return pn.Column(self._text, self._bar, self._stop, self._error, sizing_mode="stretch_width")
 
     def begin(self, place: str) -> int:
         """A ticket for one part of the page; an earlier ticket of the same part is stale from now on."""
-        self._asked[place] = self._asked.get(place, 0) + 1
-        self.complain("")
+        self._asked[place] = next(self._tickets)
+        self._error.say("")
         return self._asked[place]
 
     async def fetch(self, place: str, ticket: int, spec: Mapping[str, Any]) -> xr.Dataset:
@@ -46,6 +51,7 @@ class Runner(pn.viewable.Viewer):
 
         Raises:
             Stale: when the part of the page has asked for something else meanwhile.
+            Cancelled: when the person has pressed Stop.
             WorkbenchError: what the analysis or the engine raised.
         """
         found = await asyncio.to_thread(stored, spec)
@@ -71,38 +77,31 @@ class Runner(pn.viewable.Viewer):
                 self._say(READY, 0, 1)
 
     def _check(self, place: str, ticket: int) -> None:
+        if not self._asked[place]:
+            raise Cancelled(STOPPED)
         if self._asked[place] != ticket:
             raise Stale
 
     def _say(self, what: str, done: int, of: int) -> None:
         """A line and a bar; the bar only moves to and fro while nothing can be counted yet."""
-        self._text.object = f"{what}: {done} of {of}" if done else what
+        self._text.object = plain(f"{what}: {done} of {of}" if done else what)
         waiting = what != READY and not done
         self._bar.param.update(value=round(100 * done / of), variant="indeterminate" if waiting else "determinate")
 
-    def _cancel(self, _: Any) -> None:
-        for job in self._jobs:
-            job.cancel()
-        self._text.object = "stopping after the present batch"
-
-    def complain(self, message: str) -> None:
-        """Show an error until the next request; an empty message clears it."""
-        self._error.param.update(object=message, visible=bool(message))
-
-    def leave(self) -> None:
-        """Give up every job of a session that has ended."""
-        for job in self._jobs:
-            job.leave()
+    def stop(self, *_: Any) -> None:
+        """Give up whatever is asked for; a job that nobody else waits for ends after its present batch."""
+        self._asked = dict.fromkeys(self._asked, 0)
 
     @contextlib.contextmanager
-    def reporting(self):
-        """Within the block, errors a person can mend are shown and staleness is silent."""
+    def reporting(self, say: Callable[[str], None] | None = None) -> Iterator[None]:
+        """Within the block, errors a person can mend are said (below the stop button) and staleness is silent."""
+        say = say or self._error.say
         try:
             yield
         except Stale:
             return
         except WorkbenchError as error:
-            self.complain(str(error))
+            say(str(error))
         except Exception as error:
-            self.complain(f"Unexpected {type(error).__name__}: {error} (the server's log has the details).")
+            say(f"Unexpected {type(error).__name__}: {error} (the server's log has the details).")
             raise

@@ -13,6 +13,7 @@ from workbench.registry import WorkbenchError
 from workbench.session import Session
 from workbench.tasks import TASKS
 
+ABOUT_CARD = "What was checked when the model was loaded; open a line to read what was found."
 MARKS = {"green": "✓", "amber": "!", "red": "✗"}
 
 
@@ -36,7 +37,7 @@ class Sidebar(pn.viewable.Viewer):
             session.param.watch(lambda _, letter=letter: self._offer(letter), f"task_{letter}")
         self._n = pmui.IntInput.from_param(p.n, label="Prompts a task", **wide)
         self._top = pmui.FloatSlider.from_param(
-            p.top, start=0.01, end=0.5, step=0.005, label="Circuit size, share of heads"
+            p.top, start=0.01, end=0.5, step=0.005, format="0.0%", label="Circuit size, share of heads", **wide
         )
         self.card = pn.pane.HTML("", sizing_mode="stretch_width")
         self._steps()
@@ -52,6 +53,7 @@ class Sidebar(pn.viewable.Viewer):
             self._runner,
             pmui.Divider(),
             pmui.Typography("Trust card", variant="subtitle2"),
+            pmui.Typography(ABOUT_CARD, variant="body2", margin=(0, 10), sx={"opacity": 0.75}),
             self.card,
             sizing_mode="stretch_width",
             styles={"padding": "10px 18px 10px 6px", "box-sizing": "border-box"},

@@ -7,7 +7,7 @@ import panel_material_ui as pmui
 import param
 import xarray as xr
 
-from workbench.app.parts import CodeBox, FigureSlot, GridSlot, Theme, choice, code, heading
+from workbench.app.parts import CodeBox, FigureSlot, GridSlot, Note, Theme, choice, code, heading
 from workbench.app.runner import Runner
 from workbench.engine import specify
 from workbench.models.heads import head_name
@@ -32,7 +32,7 @@ class SinksPage(pn.viewable.Viewer):
         super().__init__(**params)
         self._session, self._runner = session, runner
         self._results: list[xr.Dataset] = []
-        self._headline = pmui.Alert(object="Not measured yet.", severity="info", sizing_mode="stretch_width")
+        self._headline = Note("Not measured yet.", margin=(12, 0, 0, 0))
         self._heads = GridSlot(session, "The maps appear here as soon as both tasks are measured.")
         self._rate = FigureSlot(theme, 390)
         self._map = FigureSlot(theme, 350)
@@ -41,27 +41,31 @@ class SinksPage(pn.viewable.Viewer):
         self.on_result = lambda ds: None
         session.param.watch(self._again, list(WATCHED))
         session.param.watch(self.open, "page")
-        session.param.watch(self._draw_map, ["prompt", "head"])
+        session.param.watch(self._draw_map, "prompt")
         self.param.watch(self._draw_heads, ["variable", "key"])
         self.param.watch(self._draw_map, "viewed")
 
     def __panel__(self) -> pn.viewable.Viewable:
         variable, viewed = choice(self.param.variable), choice(self.param.viewed)
         key = pmui.IntSlider.from_param(self.param.key, label="Key position", width=260)
-        prompt = pmui.IntSlider.from_param(self._session.param.prompt, start=0, end=31, label="Sequence", width=260)
+        prompt = pmui.IntSlider.from_param(self._session.param.prompt, label="Sequence", width=260)
         return pn.Column(
             self._headline,
             heading(
                 "Which heads park their attention",
-                "Mean attention that the key receives from all later queries. A dot marks heads above epsilon = 0.3.",
+                "Alpha is the mean attention that a key position receives from all later tokens; position 0 is the "
+                "first token. A dot marks heads with alpha above epsilon = 0.3.",
             ),
             pn.Row(variable, key),
             self._heads,
-            heading("Where sinks form", "Share of heads and sequences in which a position is a sink."),
+            heading(
+                "Where sinks form",
+                "Share of heads and sequences in which a position is a sink, that is, has alpha above epsilon.",
+            ),
             self._rate,
             heading(
                 "One sequence, token by token",
-                "Attention each token receives in each layer. Select a head above to see it alone.",
+                "Alpha of each token: mean attention from all later tokens, in the strongest head of each layer.",
             ),
             pn.Row(viewed, prompt),
             self._map,
@@ -86,13 +90,13 @@ class SinksPage(pn.viewable.Viewer):
     async def refresh(self) -> None:
         """Measure both tasks and draw them."""
         ticket = self._runner.begin("sinks")
-        with self._runner.reporting():
+        with self._runner.reporting(self._headline.say):
             specs = self._specs()
-            self._headline.param.update(object=f"Measuring {self._session.reference} …", severity="info")
+            self._headline.say(f"Measuring {self._session.reference} …", "info")
             self._results = [await self._runner.fetch("sinks", ticket, spec) for spec in specs]
             self._measured = True
             self.on_result(self._results[0])
-            self._headline.param.update(object=summary(self._results), severity="info")
+            self._headline.say(summary(self._results), "info")
             self._draw_heads()
             self._rate.draw(sink_rate(self._joined()))
             self._draw_map()
@@ -109,9 +113,7 @@ class SinksPage(pn.viewable.Viewer):
     def _draw_map(self, *_: Any) -> None:
         if self._results:
             ds = self._results[min(self.viewed, len(self._results) - 1)]
-            chosen = self._session.selected
-            prompt = self._session.prompt % ds.sizes["prompt"]
-            self._map.draw(sink_map(ds, prompt=prompt, head=chosen[1] if chosen else None))
+            self._map.draw(sink_map(ds, prompt=min(self._session.prompt, ds.sizes["prompt"] - 1)))
 
 
 def summary(results: list[xr.Dataset]) -> str:

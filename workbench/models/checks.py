@@ -141,15 +141,16 @@ def _tokenizer(tokenizer: Any, d_vocab: int, bos: bool) -> Check:
 
 
 def _hooks(bridge: Any, probe: torch.Tensor, plain: torch.Tensor) -> Check:
-    """An edit of every head's z in the first block must move the logits."""
+    """An edit of every head's z must move the logits."""
 
     def mirror(value: torch.Tensor, hook: Any) -> torch.Tensor:
         return -value
 
+    hooks = [(f"blocks.{layer}.attn.hook_z", mirror) for layer in range(bridge.cfg.n_layers)]
     with torch.inference_mode():
-        edited = bridge.run_with_hooks(probe, fwd_hooks=[("blocks.0.attn.hook_z", mirror)]).float()
+        edited = bridge.run_with_hooks(probe, fwd_hooks=hooks).float()
     moved = (edited - plain).abs().max().item()
-    found = f"an edit of layer 0's head outputs moves the logits by {moved:.1e}"
+    found = f"an edit of the head outputs moves the logits by {moved:.1e}"
     if moved > 0:
         return Check("edits take effect", "green", found)
     return Check("edits take effect", "red", found, "heads of this family cannot be patched; load another family")

@@ -31,6 +31,7 @@ class Drawing:
 
 
 Drawn = TypeVar("Drawn", go.Figure, Drawing)
+Selected = TypeVar("Selected", xr.Dataset, xr.DataArray)
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,19 @@ def caption(ds: xr.Dataset) -> str:
     return " · ".join(parts)
 
 
+def pick(data: Selected, **labels: int) -> Selected:
+    """The part of a dataset or array at the labels given.
+
+    Raises:
+        ViewError: naming a label that is not there and the ones that are.
+    """
+    for dim, label in labels.items():
+        known = data.coords[dim].values.tolist()
+        if label not in known:
+            raise ViewError(f"There is no {dim} {label} in this result; it has {known[0]} to {known[-1]}.")
+    return data.sel(labels)
+
+
 def head_grid(
     ds: xr.Dataset, variable: str, *, marks: np.ndarray | None = None, quantity: str, **traits: Any
 ) -> Drawing:
@@ -122,7 +136,8 @@ def head_grid(
     extra = [str(dim) for dim in values.dims if dim not in ("layer", "head")]
     if len(extra) > 1:
         raise ViewError(f"A head map has one dimension beside layer and head; select among {', '.join(extra)} first.")
-    titles = [str(label) for label in values[extra[0]].values] if extra else [str(ds.attrs["task"])]
+    kind = "" if extra in ([], ["task"]) else f"{extra[0]} "
+    titles = [f"{kind}{label}" for label in values[extra[0]].values] if extra else [str(ds.attrs["task"])]
     arrays = {name: _panels(ds[name], extra) for name in (variable, *_ends(ds, variable))}
     low, high = (arrays.get(f"{variable}_{end}") for end in ("low", "high"))
     packed = pack(arrays[variable], low=low, high=high, marks=marks)

@@ -2,7 +2,7 @@
 
 import xarray as xr
 
-from workbench.views._base import Drawing, ViewError, caption, head_grid, view
+from workbench.views._base import Drawing, ViewError, caption, head_grid, pick, view
 
 SHOWN = {"alpha": "mean attention received", "sink_rate": "sink rate", "value_norm": "value norm / median"}
 
@@ -14,9 +14,9 @@ SHOWN = {"alpha": "mean attention received", "sink_rate": "sink rate", "value_no
 )
 def sink_heads(ds: xr.Dataset, key: int = 0, variable: str = "alpha") -> Drawing:
     """A head grid of one `variable` (alpha, sink_rate or value_norm) at one key position, intervals on hover."""
-    if variable not in SHOWN or key not in ds["key_pos"].values:
-        raise ViewError(f"Cannot draw '{variable}' of key {key}; use one of {', '.join(SHOWN)} and an existing key.")
-    at = ds.sel(key_pos=key)
+    if variable not in SHOWN:
+        raise ViewError(f"Cannot draw '{variable}'; use one of {', '.join(SHOWN)}.")
+    at = pick(ds, key_pos=key)
     over = (at["alpha"] > float(ds.attrs["epsilon"])).transpose(..., "layer", "head").values
     token = "BOS" if key == 0 and ds.attrs.get("bos") else f"position {key}"
     null = f"; uniform attention gives {float(at['alpha_null'].values.flat[0]):.2f}" if variable == "alpha" else ""

@@ -4,7 +4,7 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from workbench import theme
-from workbench.views._base import caption, view
+from workbench.views._base import caption, pick, view
 
 
 @view(
@@ -14,8 +14,8 @@ from workbench.views._base import caption, view
 )
 def sink_map(ds: xr.Dataset, prompt: int = 0, head: int | None = None) -> go.Figure:
     """A heat map of alpha for one sequence; without `head`, the largest over the heads of each layer."""
-    row = ds["alpha_prompt"].sel(prompt=prompt)
-    values = row.max("head") if head is None else row.sel(head=head)
+    row = pick(ds, prompt=prompt)["alpha_prompt"]
+    values = row.max("head") if head is None else pick(row, head=head)
     strongest = row.argmax("head").values
     tokens = [theme.plain(token) for token in ds["token"].sel(prompt=prompt).values]
     places = [f"{index} {token}" for index, token in enumerate(tokens)]
