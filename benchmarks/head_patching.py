@@ -58,9 +58,8 @@ def main() -> None:
     middle = {name: statistics.median(values) for name, values in times.items()}
     print(f"{options.model}, {task.title}, n = {options.n}, one thread, CPU seconds, median of {options.repeats}")
     print(f"workbench {middle['workbench']:.2f}   transformer_lens {middle['transformer_lens']:.2f}")
-    print(
-        f"ratio {middle['transformer_lens'] / middle['workbench']:.2f}, largest difference {abs(ours - theirs).max():.1e}"
-    )
+    ratio, gap = middle["transformer_lens"] / middle["workbench"], abs(ours - theirs).max()
+    print(f"ratio {ratio:.2f}, largest difference {gap:.1e}")
 
 
 if __name__ == "__main__":

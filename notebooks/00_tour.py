@@ -131,10 +131,11 @@ wb.show(wb.concat(history, dim="checkpoint"))
 # %% [markdown]
 # ## Your own pairs, and again from the result
 #
-# `Task.from_records` takes clean and corrupted prompts with an answer and a wrong answer; `rerun` computes a result again
-# from its own attributes and says how far it is off.
+# `Task.from_records` takes clean and corrupted prompts with an answer and a wrong answer; `rerun` computes a result
+# again from its own attributes and says how far it is off.
 
 # %%
+names = [("Mary", "John", "Tom"), ("Dan", "Anna", "Kate"), ("Lucy", "Peter", "Emma"), ("Bob", "Amy", "Leo")]
 mine = wb.Task.from_records(
     [
         {
@@ -143,12 +144,7 @@ mine = wb.Task.from_records(
             "answer": f" {b}",
             "wrong": f" {c}",
         }
-        for a, b, c in [
-            ("Mary", "John", "Tom"),
-            ("Dan", "Anna", "Kate"),
-            ("Lucy", "Peter", "Emma"),
-            ("Bob", "Amy", "Leo"),
-        ]
+        for a, b, c in names
     ]
 )
 wb.show(wb.run("head_patching", model, mine))

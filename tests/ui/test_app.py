@@ -130,10 +130,12 @@ def visit(page: Page, app: App, **chosen: object) -> re.Match:
     return headline(page)
 
 
-def sets_prompts(page: Page, number: int) -> None:
-    field = page.get_by_role("textbox", name="Prompts a task")
-    field.fill(str(number))
-    field.press("Enter")
+def choose(page: Page, field: str, option: str) -> None:
+    """Pick from one of the sidebar's lists."""
+    page.get_by_role("combobox", name=field).click()
+    page.get_by_role("listbox").filter(has=page.locator(".MuiListItemText-primary")).get_by_text(
+        option, exact=True
+    ).click()
 
 
 def test_the_server_s_process_never_loads_torch(page: Page, app: App) -> None:
@@ -204,10 +206,9 @@ def test_an_address_opened_again_shows_the_same(page: Page, app: App) -> None:
     visit(page, app)
     cells(page).and_(page.get_by_label(re.compile("^L2H0,"))).click()
     expect(page).to_have_url(re.compile("head=L2H0"))
-    page.get_by_role("combobox", name="First task").click()
-    page.locator(".MuiListItemText-primary", has_text="subject_verb").click()
+    choose(page, "First task", "subject_verb")
     expect(page).to_have_url(re.compile("task_a=subject_verb"))
-    sets_prompts(page, 16)
+    choose(page, "Prompts a task", "16")
     expect(page).to_have_url(re.compile("n=16"))
     expect(page.get_by_text(re.compile(r"subject_verb \(\w+\) and colored_objects .* share"))).to_be_visible(
         timeout=SLOW
@@ -271,13 +272,13 @@ def test_stop_ends_a_long_job_and_the_page_stays_usable(page: Page, app: App) ->
     visit(page, app)
     stop = page.get_by_role("button", name="Stop")
     expect(stop).to_be_disabled()
-    sets_prompts(page, 1024)
+    choose(page, "Prompts a task", "1024")
     page.get_by_text(re.compile(r"head_patching ioi: \d+ of \d+")).wait_for(timeout=SLOW)
     stop.click()
     expect(page.get_by_text(re.compile("^Stopped early, so nothing new is drawn"))).to_be_visible()
     expect(stop).to_be_disabled()
     expect(page.get_by_text("Ready")).to_be_visible()
-    sets_prompts(page, 64)
+    choose(page, "Prompts a task", "64")
     headline(page)
     cells(page).and_(page.get_by_label(re.compile("^L0H1,"))).click()
     expect(page.locator(".rw-attention .rw-title")).to_have_text(re.compile("^L0H1 on prompt 0"))
@@ -285,7 +286,7 @@ def test_stop_ends_a_long_job_and_the_page_stays_usable(page: Page, app: App) ->
 
 def test_another_person_s_page_answers_while_a_long_job_runs(page: Page, app: App, browser: Browser) -> None:
     visit(page, app)
-    sets_prompts(page, 1023)
+    choose(page, "Prompts a task", "512")
     page.get_by_text(re.compile(r"head_patching ioi: \d+ of \d+")).wait_for(timeout=SLOW)
     other = browser.new_context().new_page()
     visit(other, app)

@@ -23,6 +23,7 @@ def test_a_head_picked_in_the_tour_is_known_in_the_next_cell(page: Page, run_not
         "traced = [wb.run('head_patching', model, wb.task(name, n=8), draws=10) for name in names]\n"
         "grid = wb.show(wb.overlap(*traced, draws=50))\ngrid",
     )
+    assert opened.errors() == []
     expect(page.locator(".rw-cell")).to_have_count(2 * 3 * 8)
     page.get_by_label("L2H3").first.click()
     assert opened.run("assert grid.selected == [2, 3], grid.selected") == []

@@ -160,7 +160,7 @@ def _attrs(results: tuple[xr.Dataset, ...], params: dict) -> dict:
     known = {
         "analysis": "overlap",
         "params": params,
-        "primary": "iou",
+        "primary": "effect",
         "sign": "0 = no head in common, 1 = the same heads; above the null's 95 % point = more than chance shares",
         "seed": params["seed"],
         "task": json.dumps(tasks),

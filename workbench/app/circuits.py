@@ -37,7 +37,7 @@ class CircuitsPage(pn.viewable.Viewer):
         self._curve = FigureSlot(theme, 430)
         self._attention = Slot("Select a head in a map to see where it looks.")
         self._code = CodeBox()
-        self._traced = False
+        self._traced = self._drawing = False
         self._drawn: list[dict] = []
         session.param.watch(self._again, list(WATCHED))
         session.param.watch(self.open, "page")
@@ -131,9 +131,16 @@ class CircuitsPage(pn.viewable.Viewer):
             spec = specify("attention", drawn["model"], drawn["task"], {"prompt": prompt})
             ds = await self._runner.fetch("attention", ticket, spec)
             fresh = self._attention.component is None
+            self._drawing = True
             view = self._attention.draw(attention_pattern(ds, layer=layer, head=head, token=self._session.query))
             if fresh:
-                view.param.watch(lambda event: self._session.param.update(query=event.new), "token")
+                view.param.watch(self._take_query, "token")
+            self._drawing = False
+
+    def _take_query(self, event: Any) -> None:
+        """Remember the query a person has picked; one that came with a drawing is only where its prompt ends."""
+        if not self._drawing:
+            self._session.query = event.new
 
     def _pick_token(self, event: Any) -> None:
         view = self._attention.component

@@ -14,6 +14,7 @@ from workbench.session import Session
 from workbench.tasks import TASKS
 
 ABOUT_CARD = "What was checked when the model was loaded; open a line to read what was found."
+SIZES = (8, 16, 32, 64, 128, 256, 512, 1024)  # prompts a task
 MARKS = {"green": "✓", "amber": "!", "red": "✗"}
 
 
@@ -35,7 +36,8 @@ class Sidebar(pn.viewable.Viewer):
             self._pickers[letter] = (task, corruption)
             self._offer(letter)
             session.param.watch(lambda _, letter=letter: self._offer(letter), f"task_{letter}")
-        self._n = pmui.IntInput.from_param(p.n, label="Prompts a task", **wide)
+        sizes = sorted({*SIZES, session.n})
+        self._n = pmui.Select.from_param(p.n, options=sizes, label="Prompts a task", **wide)
         self._top = pmui.FloatSlider.from_param(
             p.top, start=0.01, end=0.5, step=0.005, format="0.0%", label="Circuit size, share of heads", **wide
         )
