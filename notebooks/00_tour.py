@@ -92,7 +92,8 @@ wb.show(question)
 # %% [markdown]
 # ## Where a head looks
 #
-# The strongest shared head, on the first prompt: from the last token, to the answer.
+# The strongest shared head, on the first prompt. The last row is the query that predicts the answer; click another row,
+# or a token, to see where that one looks.
 
 # %%
 least = abs(shared.effect).min("task")

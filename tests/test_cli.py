@@ -1,114 +1,280 @@
-"""The command line: flags from signatures, results as netCDF, errors in one line, exit codes that mean something."""
+"""The command line: what it prints, what it writes, and with which exit code it ends."""
 
 import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
 
-import numpy as np
 import pytest
+import xarray as xr
 
-from workbench import store
+from workbench import cli
 from workbench.analyses import ANALYSES
-from workbench.cli import FAILED, RED, main, parser
 from workbench.engine import run
-from workbench.tasks import TASKS, make_task
+from workbench.models.reference import checkpoints, zoo_names
+from workbench.store import load
+from workbench.tasks import TASKS, Task, make_task
 
-PATCH = ["run", "head_patching", "--task", "subject_verb", "--n", "8", "--draws", "10", "--device", "cpu"]
+QUICK = {"head_patching": {"draws": 10}, "sink_scores": {"length": 12, "sequences": 3}, "attention": {"prompt": 2}}
+SUMMARY = {"title", "primary", "dims", "largest", "seconds", "file"}
+CASES = [(name, parameter) for name, analysis in ANALYSES.items() for parameter in analysis.parameters.values()]
 
 
-def failure(capsys, *arguments) -> str:
-    """The one line a command that cannot work leaves on stderr."""
-    assert main([*arguments]) == FAILED
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1 and lines[0].startswith("workbench: ")
-    return lines[0]
+def flags(params: dict) -> list[str]:
+    return [part for name, value in params.items() for part in (f"--{name.replace('_', '-')}", str(value))]
 
 
 @pytest.fixture
-def tiny(saved) -> str:
+def gpt2(saved: Callable[[str], Path]) -> str:
+    """The path of a tiny random GPT-2."""
     return str(saved("gpt2"))
 
 
-def test_a_run_is_saved_and_is_what_python_gives(tiny, tmp_path, capsys):
-    out = tmp_path / "result.nc"
-    assert main([*PATCH, "--model", tiny, "--out", str(out), "--json"]) == 0
-    summary = json.loads(capsys.readouterr().out)
-    kept = store.load(out)
-    again = run("head_patching", tiny, make_task("subject_verb", n=8), draws=10, refresh=True)
-    np.testing.assert_array_equal(kept["effect"], again["effect"])
-    assert summary["dims"] == {"layer": 2, "head": 4} and summary["file"] == str(out)
-    assert summary["largest"] == pytest.approx(float(abs(kept["effect"]).max()))
+@pytest.fixture
+def fails(capsys: pytest.CaptureFixture) -> Callable[..., str]:
+    """`fails(*arguments)`: the one line on stderr with which a command ends with exit code 1."""
+
+    def command(*arguments: str) -> str:
+        assert cli.main(arguments) == 1
+        out, err = capsys.readouterr()
+        assert out == ""
+        (line,) = err.splitlines()
+        assert line.startswith("workbench: ")
+        return line
+
+    return command
 
 
-def test_own_pairs_come_from_a_file(tiny, tmp_path, capsys):
-    rows = [
-        {
-            "clean": f"The {noun} near the dog",
-            "corrupted": f"The {noun}s near the dog",
-            "answer": " is",
-            "wrong": " are",
-        }
-        for noun in ("cat", "key", "boy")
-    ]
-    path = tmp_path / "pairs.jsonl"
-    path.write_text("\n".join(map(json.dumps, rows)))
-    arguments = ["run", "head_patching", "--model", tiny, "--task", str(path), "--device", "cpu", "--json"]
-    assert main(arguments) == 0
-    assert "pairs (as given)" in json.loads(capsys.readouterr().out)["title"]
-
-
-@pytest.mark.parametrize("name", ANALYSES)
-def test_every_keyword_of_an_analysis_is_a_flag_with_its_default(name):
-    options = parser().parse_args(["run", name, "--model", "m", "--task", "t"])
-    for parameter in ANALYSES[name].parameters.values():
-        assert getattr(options, parameter.name) == parameter.default
-
-
-def test_models_and_tasks_are_listed(capsys):
-    assert main(["models", "--json"]) == 0
-    assert "zoo/tasks" in json.loads(capsys.readouterr().out)
-    assert main(["tasks", "--json"]) == 0
-    assert set(json.loads(capsys.readouterr().out)) == set(TASKS)
-    assert main(["tasks"]) == 0
-    listed = capsys.readouterr().out
-    assert all(name in listed for name in TASKS)
-
-
-def test_check_prints_the_card_and_red_has_its_own_exit_code(saved, words, tmp_path, capsys):
+@pytest.fixture
+def red(saved: Callable, words, tmp_path: Path) -> Path:
+    """A saved LoRA adapter on GPT-2's fused attention matrix, which the traced model would lack."""
+    import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    assert main(["check", str(saved("llama")), "--device", "cpu"]) == 0
-    assert "trust card: green" in capsys.readouterr().out
-    settings = LoraConfig(r=2, target_modules=["c_attn"], init_lora_weights=False, fan_in_fan_out=True)
+    torch.manual_seed(1)
     base = AutoModelForCausalLM.from_pretrained(saved("gpt2"))
-    get_peft_model(base, settings).save_pretrained(tmp_path)
-    words.save_pretrained(tmp_path)
-    assert main(["check", str(tmp_path), "--device", "cpu", "--json"]) == RED
-    assert json.loads(capsys.readouterr().out)["colour"] == "red"
-    assert main(["check", str(tmp_path), "--device", "cpu", "--merge"]) == 0
+    config = LoraConfig(target_modules=["c_attn"], r=4, lora_alpha=8, fan_in_fan_out=True, init_lora_weights=False)
+    folder = tmp_path / "adapter"
+    get_peft_model(base, config).save_pretrained(folder)
+    words.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_run_writes_what_the_function_gives(name, gpt2, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "made" / "result.nc"
+    arguments = ["run", name, "--model", gpt2, "--task", "subject_verb", "--n", "8", "--seed", "3"]
+    assert cli.main([*arguments, *flags(QUICK[name]), "--device", "cpu", "--out", str(path)]) == 0
+    monkeypatch.setenv("WORKBENCH_HOME", str(tmp_path / "another"))  # so that it is not merely read
+    expected = run(name, {"reference": gpt2, "device": "cpu"}, make_task("subject_verb", n=8, seed=3), **QUICK[name])
+    found = load(path)
+    xr.testing.assert_equal(found, expected)
+    assert found.attrs["params"] == expected.attrs["params"]
+    assert capsys.readouterr().out.startswith("<xarray.Dataset>")
+
+
+def test_run_says_in_json_what_was_found(gpt2, tmp_path, capsys):
+    path = tmp_path / "a.nc"
+    arguments = ["run", "head_patching", "--model", gpt2, "--task", "subject_verb", "--n", "8", "--draws", "10"]
+    assert cli.main([*arguments, "--json", "--out", str(path)]) == 0
+    said, ds = json.loads(capsys.readouterr().out), load(path)
+    assert set(said) == SUMMARY
+    assert said["title"] == ds.attrs["title"] and said["primary"] == "effect" and said["file"] == str(path)
+    assert said["dims"] == {"layer": 2, "head": 4}
+    assert said["largest"] == pytest.approx(float(abs(ds["effect"]).max()))
+    # Again from the store: not computed, but the same.
+    assert cli.main([*arguments, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {**said, "file": None}
+
+
+def test_refresh_computes_again(gpt2, home):
+    arguments = ["run", "attention", "--model", gpt2, "--task", "subject_verb", "--n", "8"]
+    assert cli.main(arguments) == 0
+    (kept,) = (home / "results").glob("attention-*.nc")
+    written = kept.stat().st_mtime_ns
+    assert cli.main(arguments) == 0 and kept.stat().st_mtime_ns == written
+    assert cli.main([*arguments, "--refresh"]) == 0 and kept.stat().st_mtime_ns > written
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+def test_a_file_of_own_pairs_is_a_task(suffix, gpt2, tmp_path):
+    import pandas
+
+    rows = [
+        {
+            "clean": f"When {a} and {b} went to the park , {a} gave a book to",
+            "corrupted": f"When {a} and {c} went to the park , {a} gave a book to",
+            "answer": f" {b}",
+            "wrong": f" {c}",
+        }
+        for a, b, c in [("Mary", "John", "Tom"), ("Dan", "Anna", "Kate")] * 4
+    ]
+    table, pairs, out = pandas.DataFrame(rows), tmp_path / f"mine.{suffix}", tmp_path / "mine.nc"
+    table.to_csv(pairs, index=False) if suffix == "csv" else table.to_json(pairs, orient="records", lines=True)
+    arguments = ["run", "head_patching", "--model", gpt2, "--task", str(pairs), "--draws", "10", "--out", str(out)]
+    assert cli.main(arguments) == 0
+    expected = run("head_patching", gpt2, Task.from_records(rows, name="mine"), draws=10)
+    xr.testing.assert_equal(load(out), expected)
+    assert load(out).attrs["task"].startswith("mine")
+
+
+def test_models_lists_the_zoo_with_its_checkpoints(capsys):
+    assert cli.main(["models", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {name: checkpoints(name) for name in zoo_names()}
+    assert cli.main(["models"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == zoo_names()
+
+
+def test_tasks_lists_the_registry_with_corruptions(capsys):
+    assert cli.main(["tasks", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert {name: row["corruptions"] for name, row in said.items()} == {
+        name: list(family.corruptions) for name, family in TASKS.items()
+    }
+    assert all(set(row) == {"corruptions", "metric", "about"} for row in said.values())
+    assert cli.main(["tasks"]) == 0
+    for line, (name, family) in zip(capsys.readouterr().out.splitlines(), TASKS.items(), strict=True):
+        assert line == f"{name}  [{', '.join(family.corruptions)}]  {family.about}"
+
+
+def test_check_prints_a_green_card(gpt2, capsys):
+    assert cli.main(["check", gpt2, "--device", "cpu"]) == 0
+    out = capsys.readouterr().out
+    assert "trust card: green" in out and "✓ same numbers" in out
+    assert cli.main(["check", gpt2, "--json"]) == 0
+    card = json.loads(capsys.readouterr().out)
+    assert card["colour"] == "green" and {"name", "colour", "found", "fix"} == set(card["checks"][0])
+
+
+def test_a_red_card_is_exit_code_three_and_blocks_a_run(red, fails, capsys):
+    assert cli.main(["check", str(red)]) == 3
+    out = capsys.readouterr().out
+    assert "trust card: red" in out and "merge=True" in out
+    assert cli.main(["check", str(red), "--merge"]) == 0
+    capsys.readouterr()
+    line = fails("run", "head_patching", "--model", str(red), "--task", "subject_verb", "--n", "8")
+    assert "is red" in line and "merge=True" in line
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("arguments", "expected"),
     [
-        (["--model", "zoo/nope"], "it has: zoo/tasks"),
-        (["--model", "zoo/tasks", "--task", "ioj"], "Did you mean 'ioi'"),
-        (["--model", "zoo/tasks", "--corruption", "x"], "it has: number"),
-        (["--model", "zoo/tasks", "--n", "0"], "ask for n >= 8"),
-        (["--model", "/no/such/folder"], "There is no directory"),
+        (["run", "head_patching", "--model", "zoo/nope", "--task", "ioi"], "The zoo has no model 'zoo/nope'; it has: "),
+        (["run", "head_patching", "--model", "/no/where", "--task", "ioi"], "There is no directory '/no/where'; give"),
+        (["check", "/no/where"], "There is no directory '/no/where'; give the path of a model saved by"),
+        (["app", "--models", "/no/where"], "There is no folder '/no/where'; name one whose directories are models."),
+        (["app", "--port", "99999"], "Port 99999 cannot be used here; leave --port out, or name another."),
     ],
 )
-def test_what_cannot_work_is_said_in_one_line(changed, said, capsys):
-    assert said in failure(capsys, *PATCH, *changed)
+def test_what_is_not_there_is_one_line_with_the_way_out(arguments, expected, fails):
+    assert expected in fails(*arguments)
 
 
-def test_a_wrong_flag_is_a_wrong_command_line():
-    with pytest.raises(SystemExit) as caught:
-        main([*PATCH, "--model", "zoo/tasks", "--nope", "1"])
-    assert caught.value.code == 2
+@pytest.mark.parametrize(
+    ("flag", "value", "expected"),
+    [
+        ("--task", "nope", f"There is no task 'nope'; there are: {', '.join(TASKS)}."),
+        ("--task", "ioj", "subject_verb. Did you mean 'ioi'?"),
+        ("--task", "/no/where.jsonl", "There is no file '/no/where.jsonl'; give the path of a .jsonl or .csv file."),
+        ("--corruption", "nope", "Task 'ioi' has no corruption 'nope'; it has: s2_to_io, abc, value_swap."),
+        ("--n", "0", "n is 0, so the task is empty; ask for n >= 8."),
+        ("--batch", "0", "batch is 0; it must be 1 or more."),
+        ("--dtype", "float8", "There is no dtype 'float8'; use one of float32, bfloat16, float16."),
+        ("--device", "gpu", "The device 'gpu' is not available on this machine; use 'cpu' or leave it out."),
+    ],
+)
+def test_a_value_that_cannot_be_is_one_line_with_the_way_out(flag, value, expected, gpt2, fails):
+    options = {"--model": gpt2, "--task": "ioi", "--n": "8", flag: value}
+    assert expected in fails("run", "head_patching", *(part for pair in options.items() for part in pair))
 
 
-def test_a_file_that_cannot_be_written_leaves_nothing_behind(tiny, tmp_path, capsys):
-    blocked = tmp_path / "file"
-    blocked.write_text("kept")
-    assert "WORKBENCH_HOME" in failure(capsys, *PATCH, "--model", tiny, "--out", str(blocked / "result.nc"))
-    assert blocked.read_text() == "kept" and sorted(p.name for p in tmp_path.iterdir()) == ["file", "home"]
+def test_a_port_in_use_is_named(fails):
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert f"Port {port} cannot be used here" in fails("app", "--port", str(port))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["nope"],
+        ["run"],
+        ["run", "nope"],
+        ["run", "head_patching", "--model", "zoo/tasks"],
+        ["run", "head_patching", "--model", "zoo/tasks", "--task", "ioi", "--colour", "red"],
+        ["run", "head_patching", "--model", "zoo/tasks", "--task", "ioi", "--positions", "nope"],
+        ["run", "head_patching", "--model", "zoo/tasks", "--task", "ioi", "--draws", "many"],
+        ["models", "--port", "1"],
+    ],
+)
+def test_a_wrong_command_line_is_exit_code_two(arguments, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("usage: workbench")
+
+
+@pytest.mark.parametrize(("name", "parameter"), CASES, ids=lambda case: getattr(case, "name", case))
+def test_every_parameter_of_an_analysis_is_a_flag(name, parameter, capsys):
+    flag = f"--{parameter.name.replace('_', '-')}"
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["run", name, "--help"])
+    assert ended.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert f"default {parameter.default}" in text.split(f" {flag} ")[-1]
+    assert all(str(choice) in text for choice in parameter.choices)
+    given = parameter.choices[-1] if parameter.choices else parameter.kind(7)
+    read = cli.parser().parse_args(["run", name, "--model", "m", "--task", "t", flag, str(given)])
+    assert getattr(read, parameter.name) == given
+    assert getattr(cli.parser().parse_args(["run", name, "--model", "m", "--task", "t"]), parameter.name) == (
+        parameter.default
+    )
+
+
+def test_every_analysis_is_a_command(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["run", "--help"])
+    text = capsys.readouterr().out
+    assert all(re.search(rf"^ +{name}\s", text, re.MULTILINE) for name in ANALYSES)
+
+
+def test_a_file_that_cannot_be_written_is_named_and_nothing_is_left(gpt2, tmp_path, fails):
+    (tmp_path / "file").write_text("in the way")
+    out = tmp_path / "file" / "result.nc"  # a folder that cannot be made, whoever asks
+    arguments = ["run", "attention", "--model", gpt2, "--task", "subject_verb", "--n", "8", "--out", str(out)]
+    line = fails(*arguments)
+    assert f"The result could not be written to '{out}'" in line and line.endswith("name another --out.")
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_permission_keeps_nothing(gpt2, tmp_path, fails):
+    folder = tmp_path / "closed"
+    folder.mkdir(mode=0o500)
+    out = folder / "result.nc"
+    line = fails("run", "attention", "--model", gpt2, "--task", "subject_verb", "--n", "8", "--out", str(out))
+    assert "Permission denied" in line and list(folder.iterdir()) == []
+
+
+def test_the_installed_script_does_the_same():
+    script = Path(sys.executable).with_name("workbench")
+    done = subprocess.run([script, "tasks", "--json"], capture_output=True, text=True, check=True, timeout=120)
+    assert set(json.loads(done.stdout)) == set(TASKS)
+    wrong = subprocess.run(
+        [sys.executable, "-m", "workbench.cli", "check", "/no/where"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert wrong.returncode == 1 and wrong.stderr.count("\n") == 1 and wrong.stderr.startswith("workbench: ")

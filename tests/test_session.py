@@ -1,34 +1,118 @@
-"""What is selected now."""
+"""What is selected: heads by name, jobs shared by several people."""
 
+from types import SimpleNamespace
+
+import param
 import pytest
 
+from workbench import engine
 from workbench.session import URL, Session
 
 
-def test_a_head_goes_in_as_a_cell_and_comes_out_as_one():
+@pytest.mark.parametrize("cell", [[0, 0], [2, 11], [31, 7], []])
+def test_a_selected_head_comes_back(cell):
     session = Session()
-    session.select([2, 5])
-    assert (session.head, session.selected) == ("L2H5", [2, 5])
+    session.select(cell)
+    assert session.selected == cell
+
+
+@pytest.mark.parametrize("text", ["L9H3", "9.3", "a9.h3", "A9.3"])
+def test_a_head_may_be_written_as_people_do(text):
+    assert Session(head=text).selected == [9, 3]
+
+
+@pytest.mark.parametrize("text", ["garbage", "L9", "9", "L-1H2", "<b>", "L9H3 L2H1"])
+def test_text_that_is_no_head_selects_none(text):
+    assert Session(head=text).selected == []
+
+
+def test_selecting_tells_those_who_watch_once():
+    session, heard = Session(), []
+    session.param.watch(lambda event: heard.append(event.new), "head")
+    session.select([1, 2])
+    session.select([1, 2])
     session.select([])
-    assert (session.head, session.selected) == ("", [])
+    assert heard == ["L1H2", ""]
 
 
-@pytest.mark.parametrize(("text", "cell"), [("1.3", [1, 3]), ("a0.h7", [0, 7]), ("nonsense", [])])
-def test_other_spellings_are_understood_and_nonsense_selects_nothing(text, cell):
-    assert Session(head=text).selected == cell
+def test_a_checkpoint_is_part_of_the_reference():
+    assert Session(model="zoo/a").reference == "zoo/a"
+    assert Session(model="zoo/a", checkpoint="500").reference == "zoo/a@500"
 
 
-def test_the_reference_names_the_checkpoint_unless_it_is_the_final_one():
-    assert Session(model="zoo/tasks").reference == "zoo/tasks"
-    assert Session(model="zoo/tasks", checkpoint="500").reference == "zoo/tasks@500"
+def test_the_address_carries_all_of_the_session():
+    assert set(URL) == set(Session.param) - {"name"}
 
 
-def test_everything_in_an_address_is_a_plain_value():
+@pytest.mark.parametrize(
+    ("name", "value"), [("n", 7), ("n", 1025), ("top", 0), ("top", 1.1), ("page", 2), ("seed", -1)]
+)
+def test_a_value_out_of_bounds_is_refused(name, value):
     session = Session()
-    assert all(isinstance(getattr(session, name), (str, int, float)) for name in URL)
+    before = session.param.values()
+    with pytest.raises(ValueError, match=f"'Session.{name}'"):
+        session.param.update(**{name: value})
+    assert session.param.values() == before
 
 
-@pytest.mark.parametrize("bad", [{"n": 2}, {"top": 0}, {"top": 1.5}, {"query": -2}, {"page": 2}])
-def test_values_out_of_range_are_refused(bad):
-    with pytest.raises(ValueError, match=next(iter(bad))):
-        Session(**bad)
+class Client:
+    """A Dask client that never finishes anything by itself."""
+
+    def __init__(self):
+        self.subscribed, self.future = (
+            {},
+            SimpleNamespace(status="pending", done=lambda: self.future.status != "pending"),
+        )
+
+    def subscribe_topic(self, name, handler):
+        self.subscribed[name] = handler
+
+    def submit(self, function, *arguments, **options):
+        assert function is engine.execute and arguments == ({"analysis": "a"}, "job") and options["key"] == "job"
+        return self.future
+
+
+class Event:
+    """The stop event of a job."""
+
+    def __init__(self, name, client):
+        self.asked = 0
+
+    def set(self):
+        self.asked += 1
+
+
+@pytest.fixture
+def job(monkeypatch):
+    monkeypatch.setattr("distributed.Event", Event)
+    return engine.Job("job", Client(), {"analysis": "a"})
+
+
+def test_a_job_is_cancelled_when_the_last_one_leaves(job):
+    job.join()
+    job.join()
+    job.leave()
+    assert job._stop.asked == 0
+    job.leave()
+    assert job._stop.asked == 1
+
+
+def test_a_finished_job_is_not_cancelled(job):
+    job.join()
+    job._client.future.status = "finished"
+    job.leave()
+    assert job._stop.asked == 0
+
+
+def test_progress_is_what_the_worker_said_last(job):
+    hear = job._client.subscribed["job"]
+    assert job.progress == ("waiting", 0, 1)
+    hear((0.0, {"what": "tracing", "done": 3, "of": 9}))
+    hear((1.0, "something else on the topic"))
+    assert job.progress == ("tracing", 3, 9)
+    assert not job.done and job.status == "pending"
+
+
+def test_a_session_holds_plain_values_only():
+    kinds = (param.String, param.Integer, param.Number)
+    assert all(isinstance(Session.param[name], kinds) for name in URL)

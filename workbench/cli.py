@@ -12,12 +12,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import xarray as xr
+
 from workbench.analyses import ANALYSES
 from workbench.analyses._base import Parameter
 from workbench.engine import run
 from workbench.models.reference import checkpoints, zoo_names
 from workbench.registry import WorkbenchError
-from workbench.store import save
+from workbench.store import StoreError, save
 from workbench.tasks import TASKS, Task, make_task
 
 FAILED, RED, INTERRUPTED = 1, 3, 130
@@ -106,7 +108,7 @@ def _run(options: argparse.Namespace) -> int:
     task = _task(options)
     ds = run(options.analysis, _loading(options), task, refresh=options.refresh, **params)
     if options.out:
-        save(ds, options.out)
+        _save(ds, options.out)
     primary = ds[ds.attrs["primary"]]
     summary = {
         "title": ds.attrs["title"],
@@ -118,6 +120,14 @@ def _run(options: argparse.Namespace) -> int:
     }
     _print(summary if options.json else str(ds), options.json)
     return 0
+
+
+def _save(ds: xr.Dataset, path: Path) -> None:
+    try:
+        save(ds, path)
+    except StoreError as error:
+        reason = getattr(error.__cause__, "strerror", None) or error.__cause__
+        raise StoreError(f"The result could not be written to '{path}' ({reason}); name another --out.") from error
 
 
 def _task(options: argparse.Namespace) -> Task:
@@ -150,8 +160,10 @@ def _check(options: argparse.Namespace) -> int:
 
 def _app(options: argparse.Namespace) -> int:
     from workbench.app.serve import serve
+    from workbench.app.sidebar import offered_models
 
     if options.models:
+        offered_models(str(options.models))  # refuses what is no folder
         os.environ["WORKBENCH_MODELS"] = str(options.models)
     serve(options.port)
     return 0

@@ -217,9 +217,16 @@ def _private_environment(folder: Path) -> dict[str, str]:
         "JUPYTERLAB_SETTINGS_DIR": "settings",
         "JUPYTERLAB_WORKSPACES_DIR": "workspaces",
         "IPYTHONDIR": "ipython",
+        "WORKBENCH_HOME": "results",
     }
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    return {**os.environ, **{name: str(folder / place) for name, place in places.items()}, "PATH": path}
+    return {**{name: str(folder / place) for name, place in places.items()}, "PATH": path}
+
+
+@pytest.fixture
+def private_environment(tmp_path: Path) -> dict[str, str]:
+    """Settings for a Jupyter server of one test, all in a folder of its own."""
+    return _private_environment(tmp_path / "private")
 
 
 @pytest.fixture(scope="session")

@@ -1,29 +1,50 @@
-"""The notebooks in a real JupyterLab: the widgets are drawn and answer."""
+"""The notebooks in a real JupyterLab: every cell runs, and what it shows is drawn."""
 
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, expect
 
-NOTEBOOKS = sorted((Path(__file__).parent.parent.parent / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
+WIDGET, FIGURE = "application/vnd.jupyter.widget-view+json", "application/vnd.plotly.v1+json"
+# Kinds of output of each code cell's last line; a progress bar is a display, not a result.
+SHOWN = """() => jupyterapp.shell.currentWidget.content.widgets.filter(cell => cell.model.type === 'code')
+  .flatMap(cell => cell.model.outputs.toJSON())
+  .filter(output => output.output_type === 'execute_result' || output.data?.['application/vnd.plotly.v1+json'])
+  .flatMap(output => Object.keys(output.data))"""
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_it_runs_in_jupyterlab_without_an_error(path: Path, page: Page, run_notebook) -> None:
+def test_a_notebook_runs_in_jupyterlab_and_draws(path: Path, page: Page, run_notebook) -> None:
     opened = run_notebook(path)
     assert opened.errors() == []
+    shown = page.evaluate(SHOWN)
+    # As many drawn as the kernel sent, each with something in it.
+    widgets, figures = page.locator(".rw-head-grid, .rw-attention"), page.locator(".js-plotly-plot")
+    expect(widgets).to_have_count(shown.count(WIDGET))
+    expect(figures).to_have_count(shown.count(FIGURE))
+    for widget in widgets.all():
+        widget.scroll_into_view_if_needed()
+        expect(widget.locator(".rw-cell, .rw-chip").first).to_be_visible()
+    for figure in figures.all():
+        figure.scroll_into_view_if_needed()
+        expect(figure.locator(".main-svg").first).to_be_visible()
+        expect(figure.locator(".gtitle")).not_to_be_empty()
+    expect(page.get_by_text("Error displaying widget")).to_have_count(0)
+    expect(page.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.stderr']")).to_have_count(0)
 
 
-def test_a_head_picked_in_the_tour_is_known_in_the_next_cell(page: Page, run_notebook) -> None:
-    opened = run_notebook(
-        "import workbench as wb",
-        "import os, tempfile; os.environ['WORKBENCH_HOME'] = tempfile.mkdtemp()",
-        "model = wb.load('zoo/tasks', device='cpu')\n"
-        "names = ('subject_verb', 'induction')\n"
-        "traced = [wb.run('head_patching', model, wb.task(name, n=8), draws=10) for name in names]\n"
-        "grid = wb.show(wb.overlap(*traced, draws=50))\ngrid",
-    )
-    assert opened.errors() == []
-    expect(page.locator(".rw-cell")).to_have_count(2 * 3 * 8)
-    page.get_by_label("L2H3").first.click()
-    assert opened.run("assert grid.selected == [2, 3], grid.selected") == []
+def test_the_tour_links_what_it_shows(page: Page, run_notebook) -> None:
+    opened = run_notebook(next(path for path in NOTEBOOKS if path.stem == "00_tour"))
+    first = page.locator(".rw-head-grid").first
+    cell = first.get_by_role("gridcell").nth(1)
+    cell.scroll_into_view_if_needed()
+    cell.click()
+    name = cell.get_attribute("aria-label").partition(",")[0]
+    expect(first.locator(".rw-cell[aria-selected=true]")).to_have_count(2)
+    said = f"from workbench.models.heads import head_name\nassert head_name(*grid.selected) == {name!r}, grid.selected"
+    assert opened.run(said) == []
+    # The grid's shared heads are the dataset's.
+    marked = first.get_by_role("grid").first.locator(".rw-cell[data-mark=shared]").count()
+    assert opened.run(f"assert int(shared.shared.sum()) == {marked}, int(shared.shared.sum())") == []
+    expect(page.locator(".rw-attention .rw-title")).to_contain_text("on prompt 0 of ioi")

@@ -21,7 +21,7 @@ def serve(port: int = 0) -> None:
         port: to listen on; 0 takes a free one.
 
     Raises:
-        WorkbenchError: when the port is taken.
+        WorkbenchError: when the port is taken or no port.
     """
     port = _free(port)
     token = new_token()
@@ -44,6 +44,6 @@ def _free(port: int) -> int:
     with socket.socket() as probe:
         try:
             probe.bind((ADDRESS, port))
-        except OSError:
-            raise WorkbenchError(f"Port {port} is taken; leave --port out, or name another.") from None
+        except (OSError, OverflowError):
+            raise WorkbenchError(f"Port {port} cannot be used here; leave --port out, or name another.") from None
         return probe.getsockname()[1]

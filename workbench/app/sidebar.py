@@ -93,9 +93,17 @@ class Sidebar(pn.viewable.Viewer):
 
 
 def offered_models(root: str | None) -> list[str]:
-    """The zoo and, where a folder of models is named, each whole model directory directly under it."""
+    """The zoo and, where a folder of models is named, each whole model directory directly under it.
+
+    Raises:
+        WorkbenchError: when there is no such folder.
+    """
+    if not root:
+        return zoo_names()
+    if not Path(root).expanduser().is_dir():
+        raise WorkbenchError(f"There is no folder '{root}'; name one whose directories are models.")
     found = []
-    for folder in sorted(Path(root).expanduser().resolve().iterdir()) if root else []:
+    for folder in sorted(Path(root).expanduser().resolve().iterdir()):
         try:
             found.append(find(folder).reference)
         except WorkbenchError:
