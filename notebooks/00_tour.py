@@ -79,7 +79,8 @@ wb.show(shared, "overlap_curve")
 # ### The same tasks, another corruption
 #
 # Corrupt the *question* instead of the answer (the second name in IOI, the object asked for in Colored Objects), and
-# other heads matter: those that find out which answer is wanted. Whether circuits are shared depends on what was asked.
+# the heads that find out which answer is wanted come forward. In this model the overlap falls to what chance gives:
+# whether circuits are shared depends on what was asked.
 
 # %%
 question = wb.overlap(

@@ -1,6 +1,7 @@
 """The app's Python without a browser: addresses, the guard, the code shown, and who waits for what."""
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from urllib.parse import parse_qs
 
@@ -272,6 +273,12 @@ async def started(jobs: list[Job], runner: Runner, place: str = "page") -> async
     return task
 
 
+def finish(main) -> None:
+    """Run a coroutine function in a loop of its own; the browser tests keep one in the main thread."""
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(lambda: asyncio.run(main())).result()
+
+
 def test_a_result_is_awaited_and_the_job_left(jobs):
     async def main():
         runner = Runner()
@@ -281,7 +288,7 @@ def test_a_result_is_awaited_and_the_job_left(jobs):
         assert await task == "result"
         assert jobs[0].waiting == 0 and runner._stop.disabled and runner._text.object == "Ready"
 
-    asyncio.run(main())
+    finish(main)
 
 
 def test_a_newer_request_makes_the_older_one_stale_and_leaves_its_job(jobs):
@@ -296,7 +303,7 @@ def test_a_newer_request_makes_the_older_one_stale_and_leaves_its_job(jobs):
         assert await second == await elsewhere == "result"
         assert [job.waiting for job in jobs] == [0, 0, 0]
 
-    asyncio.run(main())
+    finish(main)
 
 
 def test_stop_gives_up_everything_and_says_so(jobs):
@@ -313,7 +320,7 @@ def test_stop_gives_up_everything_and_says_so(jobs):
         jobs[-1].done = True
         assert await again == "result"
 
-    asyncio.run(main())
+    finish(main)
 
 
 def test_stopping_is_an_error_a_person_understands(jobs):
@@ -324,7 +331,7 @@ def test_stopping_is_an_error_a_person_understands(jobs):
         with pytest.raises(Cancelled, match="nothing new is drawn"):
             await task
 
-    asyncio.run(main())
+    finish(main)
 
 
 def test_errors_are_said_below_the_stop_button_until_the_next_request():

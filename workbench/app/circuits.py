@@ -9,7 +9,8 @@ import param
 import xarray as xr
 
 from workbench.analyses import overlap
-from workbench.app.parts import CodeBox, FigureSlot, GridSlot, Note, Slot, Theme, choice, code, heading
+from workbench.app.page import TracedPage
+from workbench.app.parts import FigureSlot, GridSlot, Slot, Theme, choice, code, heading
 from workbench.app.runner import Runner
 from workbench.engine import specify
 from workbench.models.heads import head_name, parse_head
@@ -17,30 +18,23 @@ from workbench.session import Session
 from workbench.tasks import make_task
 from workbench.views import attention_pattern, head_map, overlap_curve
 
-WATCHED = ("model", "checkpoint", "task_a", "corruption_a", "task_b", "corruption_b", "n", "seed")
 
-
-class CircuitsPage(pn.viewable.Viewer):
+class CircuitsPage(TracedPage):
     """Head maps of both tasks with their shared heads, the overlap curve, and the attention of one head."""
+
+    number, doing = 0, "Tracing"
+    watched = ("model", "checkpoint", "task_a", "corruption_a", "task_b", "corruption_b", "n", "seed")
 
     measure = param.Selector(objects={"Intersection over union": "iou", "Weighted overlap": "weighted"}, default="iou")
     viewed = param.Selector(objects={"First task": "a", "Second task": "b"}, default="a")
 
     def __init__(self, session: Session, runner: Runner, theme: Theme, **params: Any) -> None:
-        super().__init__(**params)
-        self._session, self._runner = session, runner
-        self._results: list[xr.Dataset] = []
+        super().__init__(session, runner, **params)
         self._shared: xr.Dataset | None = None
-        self.on_result = lambda ds: None
-        self._headline = Note("Tracing both tasks …", margin=(12, 0, 0, 0))
         self._maps = GridSlot(session, "The head maps appear here as soon as both tasks are traced.")
         self._curve = FigureSlot(theme, 430)
         self._attention = Slot("Select a head in a map to see where it looks.")
-        self._code = CodeBox()
-        self._traced = self._drawing = False
-        self._drawn: list[dict] = []
-        session.param.watch(self._again, list(WATCHED))
-        session.param.watch(self.open, "page")
+        self._drawing = False
         session.param.watch(self._compare, "top")
         session.param.watch(self._look, ["head", "prompt"])
         session.param.watch(self._pick_token, "query")
@@ -81,26 +75,9 @@ class CircuitsPage(pn.viewable.Viewer):
         tasks = [make_task(name, n=s.n, seed=s.seed, corruption=corruption) for name, corruption in chosen]
         return [specify("head_patching", s.reference, task, {}) for task in tasks]
 
-    async def open(self, *_: Any) -> None:
-        """Trace when the page is first looked at, and again after a change of model or task."""
-        if self._session.page == 0 and not self._traced:
-            await self.refresh()
-
-    async def _again(self, *_: Any) -> None:
-        self._traced = False
-        await self.open()
-
-    async def refresh(self) -> None:
-        """Trace both tasks and draw everything that follows from them."""
-        ticket = self._runner.begin("circuits")
-        with self._runner.reporting(self._headline.say):
-            specs = self._specs()
-            self._headline.say(f"Tracing {self._session.reference} …", "info")
-            self._results = [await self._runner.fetch("circuits", ticket, spec) for spec in specs]
-            self._traced, self._drawn = True, specs
-            self.on_result(self._results[0])
-            await self._compare()
-            await self._look()
+    async def _draw(self) -> None:
+        await self._compare()
+        await self._look()
 
     async def _compare(self, *_: Any) -> None:
         if not self._results:

@@ -7,7 +7,8 @@ import panel_material_ui as pmui
 import param
 import xarray as xr
 
-from workbench.app.parts import CodeBox, FigureSlot, GridSlot, Note, Theme, choice, code, heading
+from workbench.app.page import TracedPage
+from workbench.app.parts import FigureSlot, GridSlot, Theme, choice, code, heading
 from workbench.app.runner import Runner
 from workbench.engine import specify
 from workbench.models.heads import head_name
@@ -16,11 +17,12 @@ from workbench.session import Session
 from workbench.tasks import make_task
 from workbench.views import sink_heads, sink_map, sink_rate
 
-WATCHED = ("model", "checkpoint", "task_a", "task_b", "n", "seed")
 
-
-class SinksPage(pn.viewable.Viewer):
+class SinksPage(TracedPage):
     """Head maps of alpha for both tasks, the sink rate by position, and one sequence token by token."""
+
+    number, doing = 1, "Measuring"
+    watched = ("model", "checkpoint", "task_a", "task_b", "n", "seed")
 
     variable = param.Selector(
         objects={"Attention received": "alpha", "Sink rate": "sink_rate", "Value norm": "value_norm"}, default="alpha"
@@ -29,18 +31,10 @@ class SinksPage(pn.viewable.Viewer):
     viewed = param.Selector(objects={"First task": 0, "Second task": 1}, default=0)
 
     def __init__(self, session: Session, runner: Runner, theme: Theme, **params: Any) -> None:
-        super().__init__(**params)
-        self._session, self._runner = session, runner
-        self._results: list[xr.Dataset] = []
-        self._headline = Note("Not measured yet.", margin=(12, 0, 0, 0))
+        super().__init__(session, runner, **params)
         self._heads = GridSlot(session, "The maps appear here as soon as both tasks are measured.")
         self._rate = FigureSlot(theme, 390)
         self._map = FigureSlot(theme, 350)
-        self._code = CodeBox()
-        self._measured = False
-        self.on_result = lambda ds: None
-        session.param.watch(self._again, list(WATCHED))
-        session.param.watch(self.open, "page")
         session.param.watch(self._draw_map, "prompt")
         self.param.watch(self._draw_heads, ["variable", "key"])
         self.param.watch(self._draw_map, "viewed")
@@ -78,29 +72,13 @@ class SinksPage(pn.viewable.Viewer):
         names = list(dict.fromkeys((s.task_a, s.task_b)))
         return [specify("sink_scores", s.reference, make_task(name, n=s.n, seed=s.seed), {}) for name in names]
 
-    async def open(self, *_: Any) -> None:
-        """Measure when the page is first looked at, and again after a change of model or task."""
-        if self._session.page == 1 and not self._measured:
-            await self.refresh()
-
-    async def _again(self, *_: Any) -> None:
-        self._measured = False
-        await self.open()
-
-    async def refresh(self) -> None:
-        """Measure both tasks and draw them."""
-        ticket = self._runner.begin("sinks")
-        with self._runner.reporting(self._headline.say):
-            specs = self._specs()
-            self._headline.say(f"Measuring {self._session.reference} …", "info")
-            self._results = [await self._runner.fetch("sinks", ticket, spec) for spec in specs]
-            self._measured = True
-            self.on_result(self._results[0])
-            self._headline.say(summary(self._results), "info")
-            self._draw_heads()
-            self._rate.draw(sink_rate(self._joined()))
-            self._draw_map()
-            self._code.replace(code(specs, 'wb.show(a)                # heads\nwb.show(a, "sink_map")    # tokens'))
+    async def _draw(self) -> None:
+        self._headline.say(summary(self._results), "info")
+        self._draw_heads()
+        self._rate.draw(sink_rate(self._joined()))
+        self._draw_map()
+        after = 'wb.show(a)                # heads\nwb.show(a, "sink_map")    # tokens'
+        self._code.replace(code(self._drawn, after))
 
     def _joined(self) -> xr.Dataset:
         return concat({ds.attrs["task"]: ds for ds in self._results}, dim="task")

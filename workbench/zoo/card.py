@@ -90,7 +90,7 @@ def overlap_row(seed: int, label: str, ds: xr.Dataset) -> list:
     """One line of the overlap table."""
     at, whole = ds.sel(size=ds.attrs["chosen"]), ds.isel(size=-1)
     layers, heads = (ds[dim].values for dim in ("layer", "head"))
-    names = [head_name(layers[i], heads[j]) for i, j in zip(*ds["shared"].values.nonzero(), strict=True)]
+    names = [head_name(int(layers[i]), int(heads[j])) for i, j in zip(*ds["shared"].values.nonzero(), strict=True)]
     points = [f"{float(at[f'iou_{null}_high']):.2f} ({float(at[f'iou_{null}_p']):.4f})" for null in ("null", "within")]
     point, p = float(whole["weighted_within_high"]), float(whole["weighted_within_p"])
     weighted = f"{float(whole['weighted']):.2f}, {point:.2f} ({p:.4f})"

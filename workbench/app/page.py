@@ -1,0 +1,58 @@
+"""What the pages have in common: one result a task, fetched when the page is looked at, and again after a change."""
+
+from typing import Any
+
+import panel as pn
+import xarray as xr
+
+from workbench.app.parts import CodeBox, Note
+from workbench.app.runner import Runner
+from workbench.session import Session
+
+
+class TracedPage(pn.viewable.Viewer):
+    """A page over one analysis of both tasks; a subclass says what to ask for and how to draw it."""
+
+    number: int  # of the tab
+    doing: str  # what is being done, for the headline
+    watched: tuple[str, ...]  # parts of the session that decide the results
+
+    def __init__(self, session: Session, runner: Runner, **params: Any) -> None:
+        super().__init__(**params)
+        self._session, self._runner = session, runner
+        self._results: list[xr.Dataset] = []
+        self._drawn: list[dict] = []  # the specs of the results
+        self._current = False
+        self.on_result = lambda ds: None
+        self._headline = Note(f"{self.doing} both tasks …", margin=(12, 0, 0, 0))
+        self._code = CodeBox()
+        session.param.watch(self._again, list(self.watched))
+        session.param.watch(self.open, "page")
+
+    def _specs(self) -> list[dict]:
+        """What to ask the engine for."""
+        raise NotImplementedError
+
+    async def _draw(self) -> None:
+        """Draw the results that have come."""
+        raise NotImplementedError
+
+    async def open(self, *_: Any) -> None:
+        """Fetch when the page is first looked at, and again after a change of model or task."""
+        if self._session.page == self.number and not self._current:
+            await self._refresh()
+
+    async def _again(self, *_: Any) -> None:
+        self._current = False
+        await self.open()
+
+    async def _refresh(self) -> None:
+        place = type(self).__name__
+        ticket = self._runner.begin(place)
+        with self._runner.reporting(self._headline.say):
+            specs = self._specs()
+            self._headline.say(f"{self.doing} {self._session.reference} …", "info")
+            self._results = [await self._runner.fetch(place, ticket, spec) for spec in specs]
+            self._current, self._drawn = True, specs
+            self.on_result(self._results[0])
+            await self._draw()
