@@ -11,7 +11,6 @@ from workbench.app.main import build
 from workbench.registry import WorkbenchError
 
 ADDRESS = "127.0.0.1"
-THREADS = 4  # so that one session's callback never blocks another's
 
 
 def serve(port: int = 0) -> None:
@@ -26,7 +25,6 @@ def serve(port: int = 0) -> None:
     port = _free(port)
     token = new_token()
     logging.getLogger("distributed").setLevel(logging.ERROR)
-    pn.config.nthreads = THREADS  # pyright: ignore[reportAttributeAccessIssue]  (its setter is not declared)
     sys.stdout.write(f"Reuse Workbench is at http://{ADDRESS}:{port}/?token={token}\n(Ctrl-C stops it)\n")
     sys.stdout.flush()
     pn.serve(
