@@ -16,6 +16,7 @@ from workbench.app.parts import code, plain
 from workbench.app.runner import Runner, Stale
 from workbench.app.sidebar import Sidebar, offered_models
 from workbench.engine import specify
+from workbench.models.card import Card, Check
 from workbench.models.reference import checkpoints, zoo_names
 from workbench.progress import Cancelled
 from workbench.registry import WorkbenchError
@@ -133,8 +134,8 @@ def test_only_whole_models_of_a_folder_are_offered(saved, tmp_path):
 
 def test_the_card_shows_text_never_markup(session):
     sidebar = Sidebar(session, Runner(), zoo_names())
-    check = {"name": "<i>", "colour": "red", "found": "a < b", "fix": "<script>"}
-    sidebar.show_card("<b>model", {"colour": "red", "checks": [check]})
+    check = Check(name="<i>", colour="red", found="a < b", fix="<script>")
+    sidebar.show_card("<b>model", Card((check,)))
     assert sidebar.card.object == (
         "<b>&lt;b&gt;model: red</b><details open><summary>✗ &lt;i&gt;</summary>a &lt; b <b>&lt;script&gt;</b></details>"
     )

@@ -15,7 +15,7 @@
 
     wb.show(wb.run("sink_scores", model, ioi))      # where attention sinks form
     job = wb.submit("head_patching", "zoo/tasks", ioi)   # the same in the engine: job.progress, job.cancel()
-    again, difference = wb.rerun(a)                 # every result can be computed again from its attributes
+    again, difference = wb.rerun(a)                 # a result is computed again from its attributes
 
 A new task, analysis, view, method or widget is one file and one line: see CONTRIBUTING.md.
 """

@@ -8,10 +8,11 @@ import panel as pn
 import panel_material_ui as pmui
 
 from workbench.app.circuits import CircuitsPage
-from workbench.app.parts import Note, Theme, trust
+from workbench.app.parts import Note, Theme
 from workbench.app.runner import Runner
 from workbench.app.sidebar import Sidebar, offered_models
 from workbench.app.sinks import SinksPage
+from workbench.models.card import Card
 from workbench.models.heads import parse_head
 from workbench.models.reference import checkpoints
 from workbench.registry import WorkbenchError
@@ -52,7 +53,7 @@ def build() -> pmui.Page:
     )
     page.param.watch(lambda event: theme.param.update(dark=bool(event.new)), "dark_theme")
     for one in (circuits, sinks):
-        one.on_result = lambda ds: sidebar.show_card(str(ds.attrs["model"]), trust(ds.attrs))
+        one.on_result = lambda ds: sidebar.show_card(str(ds.attrs["model"]), Card.from_json(ds.attrs["trust"]))
 
     async def start() -> None:
         if pn.state.location is not None:

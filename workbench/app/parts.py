@@ -1,6 +1,5 @@
 """Pieces the pages share: a linked head grid, code that reproduces what is shown, headings."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -178,8 +177,3 @@ class CodeBox(pn.viewable.Viewer):
     def replace(self, text: str) -> None:
         """Show other code."""
         self._text.object = text
-
-
-def trust(ds_attrs: Mapping[str, Any]) -> dict[str, Any]:
-    """The trust card stored in a result."""
-    return json.loads(ds_attrs["trust"])

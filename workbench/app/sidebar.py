@@ -8,6 +8,7 @@ import panel as pn
 import panel_material_ui as pmui
 
 from workbench.app.runner import Runner
+from workbench.models.card import MARKS, Card
 from workbench.models.reference import checkpoints, find, zoo_names
 from workbench.registry import WorkbenchError
 from workbench.session import Session
@@ -15,7 +16,6 @@ from workbench.tasks import TASKS
 
 ABOUT_CARD = "What was checked when the model was loaded; open a line to read what was found."
 SIZES = (8, 16, 32, 64, 128, 256, 512, 1024)  # prompts a task
-MARKS = {"green": "✓", "amber": "!", "red": "✗"}
 
 
 class Sidebar(pn.viewable.Viewer):
@@ -23,7 +23,7 @@ class Sidebar(pn.viewable.Viewer):
 
     def __init__(self, session: Session, runner: Runner, models: list[str]) -> None:
         super().__init__()
-        self._session, self._runner, self._models = session, runner, models
+        self._session, self._runner = session, runner
         wide = {"sizing_mode": "stretch_width", "size": "small"}
         p = session.param
         self._model = pmui.Select(label="Model", options=models, value=session.model, **wide)
@@ -61,14 +61,14 @@ class Sidebar(pn.viewable.Viewer):
             styles={"padding": "10px 18px 10px 6px", "box-sizing": "border-box"},
         )
 
-    def show_card(self, title: str, card: dict[str, Any]) -> None:
+    def show_card(self, title: str, card: Card) -> None:
         """Show the trust card that came with a result."""
         rows = "".join(
-            f"<details {'' if c['colour'] == 'green' else 'open'}><summary>{MARKS[c['colour']]} {escape(c['name'])}"
-            f"</summary>{escape(c['found'])} <b>{escape(c['fix'])}</b></details>"
-            for c in card["checks"]
+            f"<details {'' if check.colour == 'green' else 'open'}><summary>{MARKS[check.colour]} {escape(check.name)}"
+            f"</summary>{escape(check.found)} <b>{escape(check.fix)}</b></details>"
+            for check in card.checks
         )
-        self.card.object = f"<b>{escape(title)}: {card['colour']}</b>{rows}"
+        self.card.object = f"<b>{escape(title)}: {card.colour}</b>{rows}"
 
     def _chosen(self, letter: str):
         return lambda event: event.new and self._session.param.update(**{f"corruption_{letter}": event.new})

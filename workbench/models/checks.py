@@ -1,66 +1,14 @@
-"""The trust card: what was checked when a model was loaded, and what to do where a check is red."""
+"""What is checked when a model is loaded, and what to do where a check is red."""
 
-import html
-import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
-ORDER = ("green", "amber", "red")
-MARKS = {"green": "✓", "amber": "!", "red": "✗"}
+from workbench.models.card import Card, Check
+
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}  # of the largest logit
 PROBE_TEXT = "Mary gave a book to John"
-
-
-@dataclass(frozen=True)
-class Check:
-    """One thing that was looked at: its colour, what was found, and what to do if it is not green."""
-
-    name: str
-    colour: str
-    found: str
-    fix: str = ""
-
-
-@dataclass(frozen=True)
-class Card:
-    """All checks of one load; as good as its worst check."""
-
-    checks: tuple[Check, ...]
-
-    @property
-    def colour(self) -> str:
-        """green, amber or red: the worst of the checks."""
-        return max((check.colour for check in self.checks), key=ORDER.index)
-
-    def to_json(self) -> str:
-        """The card as stored in results."""
-        return json.dumps({"colour": self.colour, "checks": [asdict(check) for check in self.checks]})
-
-    def problems(self) -> list[Check]:
-        """The red checks."""
-        return [check for check in self.checks if check.colour == "red"]
-
-    def __repr__(self) -> str:
-        lines = [f"{MARKS[c.colour]} {c.name}: {c.found}" + (f" -> {c.fix}" if c.fix else "") for c in self.checks]
-        return "\n".join([f"trust card: {self.colour}", *lines])
-
-    def html(self, title: str) -> str:
-        """The card as a small table; every text escaped."""
-        return card_html(title, json.loads(self.to_json()))
-
-
-def card_html(title: str, card: dict[str, Any]) -> str:
-    """HTML of a card as `Card.to_json` stores it."""
-    rows = "".join(
-        f"<tr><td>{MARKS[c['colour']]} {c['colour']}</td><th scope='row' style='text-align:left'>"
-        f"{html.escape(c['name'])}</th><td style='text-align:left'>{html.escape(c['found'])}"
-        f"{' <b>' + html.escape(c['fix']) + '</b>' if c['fix'] else ''}</td></tr>"
-        for c in card["checks"]
-    )
-    return f"<table><caption>{html.escape(title)}: trust card {card['colour']}</caption>{rows}</table>"
 
 
 def inspect(

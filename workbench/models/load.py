@@ -17,7 +17,8 @@ import torch
 import transformers
 from transformer_lens.model_bridge import TransformerBridge
 
-from workbench.models.checks import Card, inspect
+from workbench.models.card import Card
+from workbench.models.checks import inspect
 from workbench.models.reference import ModelError, Source, find
 from workbench.registry import WorkbenchError
 

@@ -98,7 +98,7 @@ def show(ds: xr.Dataset, view: str | None = None, **options: Any) -> go.Figure |
 
 
 def caption(ds: xr.Dataset) -> str:
-    """The line under a title: how many prompts, the metric, the sign, BOS and folding, as far as the result says."""
+    """The line under a title: how many prompts, the metric, BOS and folding, as far as the result says."""
     attrs = ds.attrs
     parts = [f"n = {attrs['n']}"] if "n" in attrs else []
     if "metric_name" in attrs:
