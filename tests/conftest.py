@@ -4,6 +4,7 @@ import os
 
 # Read when the libraries are imported, so set before any of them is.
 os.environ.update(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
+os.environ["REPLICATE_MODEL"] = "/no/such/model"  # a notebook that asks for a large model does without it here
 
 from collections.abc import Callable
 from functools import cache
@@ -23,6 +24,11 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gemma2": {**GROUPED, "intermediate_size": 64, "head_dim": 8, "initializer_range": 0.1},
     "mixtral": {**GROUPED, "intermediate_size": 64, "num_local_experts": 4, "num_experts_per_tok": 2},
     "olmoe": {**GROUPED, "intermediate_size": 64, "num_experts": 4, "num_experts_per_tok": 2},
+    "mistral": {**GROUPED, "intermediate_size": 64, "sliding_window": 6},
+    "qwen3_moe": {**GROUPED, "head_dim": 8, "moe_intermediate_size": 32, "num_experts": 4, "num_experts_per_tok": 2},
+    "phi3": {**GROUPED, "intermediate_size": 64},
+    "granite": {**GROUPED, "intermediate_size": 64, "residual_multiplier": 0.5, "logits_scaling": 2.0}
+    | {"attention_multiplier": 0.5, "embedding_multiplier": 3.0},
 }
 
 
@@ -78,7 +84,8 @@ def build(family: str, tokenizer: Any, **changes: Any) -> Any:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": 0}
-    config = AutoConfig.for_model(family, vocab_size=len(tokenizer), **special, **FAMILIES[family], **changes)
+    shape = FAMILIES[family] | changes
+    config = AutoConfig.for_model(family, vocab_size=len(tokenizer), **special, **shape)
     return AutoModelForCausalLM.from_config(config).eval()
 
 

@@ -14,7 +14,7 @@ from workbench.registry import WorkbenchError
 
 DIMS = (
     *("task", "prompt", "pos", "query_pos", "key_pos", "layer", "head", "component", "receiver", "expert", "module"),
-    *("checkpoint", "method", "seed", "step", "size"),
+    *("checkpoint", "method", "seed", "step", "size", "edge", "measured"),
 )
 ATTRS = (
     *("analysis", "params", "model", "model_hash", "checkpoint", "task", "task_hash", "seed", "sign", "created_at"),

@@ -7,7 +7,8 @@ import torch
 
 from workbench.models.card import Card, Check
 
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}  # of the largest logit
+# Of the largest logit.
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 PROBE_TEXT = "Mary gave a book to John"
 
 

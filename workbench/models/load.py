@@ -7,110 +7,22 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import transformers
 from transformer_lens.model_bridge import TransformerBridge
 
-from workbench.models.card import Card
 from workbench.models.checks import inspect
+from workbench.models.model import Model
 from workbench.models.reference import ModelError, Source, find
+from workbench.models.trunk import share_weights
 from workbench.registry import WorkbenchError
 
-Edit = Callable[[torch.Tensor], torch.Tensor]
 EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-@dataclass(frozen=True, eq=False)
-class Model:
-    """A loaded model, its tokenizer and its trust card.
-
-    Every analysis talks to this object only: `logits`, `capture`, `encode`, and the sizes. Hooks are named as
-    transformer_lens names them, `blocks.{layer}.attn.hook_z` and so on.
-    """
-
-    bridge: TransformerBridge
-    tokenizer: Any
-    reference: str
-    hash: str
-    card: Card
-    spec: Mapping[str, Any]
-    checkpoint: int = -1
-    bos: bool = True
-    attrs: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def n_layers(self) -> int:
-        """Number of blocks."""
-        return self.bridge.cfg.n_layers
-
-    @property
-    def n_heads(self) -> int:
-        """Query heads in each block."""
-        return self.bridge.cfg.n_heads
-
-    @property
-    def context(self) -> int:
-        """Longest prompt the model takes, in tokens."""
-        return self.bridge.cfg.n_ctx
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.bridge.parameters()).device
-
-    def logits(self, tokens: np.ndarray, edits: Mapping[str, Edit] | None = None) -> torch.Tensor:
-        """Logits, float32 [batch, pos, vocab], with each hook in `edits` replaced by what its function returns."""
-        if tokens.shape[-1] > self.context:
-            raise ModelError(
-                f"A prompt has {tokens.shape[-1]} tokens, but '{self.reference}' takes {self.context}; shorten it."
-            )
-        hooks: list[Any] = [(name, _as_hook(edit)) for name, edit in (edits or {}).items()]
-        with torch.inference_mode():
-            return self.bridge.run_with_hooks(self.tensor(tokens), fwd_hooks=hooks, return_type="logits").float()
-
-    def capture(self, tokens: np.ndarray, names: Sequence[str]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Logits as above, and the activation at each named hook."""
-        kept: dict[str, torch.Tensor] = {}
-
-        def keep(name: str) -> Edit:
-            return lambda value: kept.setdefault(name, value.detach())
-
-        logits = self.logits(tokens, {name: keep(name) for name in names})
-        missing = [name for name in names if name not in kept]
-        if missing:
-            raise ModelError(f"This model family has no hook '{missing[0]}', so this analysis cannot read it.")
-        return logits, kept
-
-    def tensor(self, array: np.ndarray) -> torch.Tensor:
-        """An array on the model's device."""
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
-
-    def encode(self, text: str) -> np.ndarray:
-        """Token ids of a text, int64 [pos], with BOS in front where this model is run with one."""
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return np.array([self.tokenizer.bos_token_id] * self.bos + ids, dtype=np.int64)
-
-    def tokens(self, ids: np.ndarray) -> list[str]:
-        """The text of each token id."""
-        return [self.tokenizer.decode([int(i)]) or "·" for i in ids]
-
-    def _repr_html_(self) -> str:
-        return self.card.html(self.reference)
-
-    def __repr__(self) -> str:
-        size = f"{self.n_layers} layers x {self.n_heads} heads"
-        return f"Model({self.reference!r}, {size}, {self.attrs['dtype']} on {self.device}, card {self.card.colour})"
-
-
-def _as_hook(edit: Edit) -> Callable:
-    return lambda value, hook: edit(value)
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
 def choose_device(device: str | None = None) -> str:
@@ -142,7 +54,7 @@ def load(
     Args:
         reference: `zoo/<name>` (with `@step` for a training checkpoint), a local directory, or a hub id.
         device: `cuda`, `mps` or `cpu`; the first available if left out.
-        dtype: `float32`, `bfloat16` or `float16`.
+        dtype: `float32`, `bfloat16`, `float16`, or `float64` for checks.
         fold: fold layer norms and value biases and centre the writing weights, as direct logit attribution wants.
             Raw weights (the default) are what norms and sink figures want.
         bos: put BOS in front of prompts; as the tokenizer does if left out.
@@ -176,6 +88,8 @@ def wrap(
     The arguments are those of `load`. The result cannot be sent to the engine, which loads by reference.
     """
     copied = copy.deepcopy(module)
+    bare = _bare(copied)
+    bare.config.architectures = bare.config.architectures or [type(bare).__name__]  # by which the bridge knows it
     device, dtype = str(next(module.parameters()).device), str(next(module.parameters()).dtype).removeprefix("torch.")
     options = {"device": device, "dtype": dtype, "fold": fold, "bos": bos, "merge": merge, "override": override}
     source = Source(name, Path(), -1)
@@ -239,7 +153,8 @@ def _boot(module: Any, tokenizer: Any, source: Source, spec: dict[str, Any], wei
     if spec["merge"] and hasattr(module, "merge_and_unload"):
         module = module.merge_and_unload()
     with _quiet(), tempfile.TemporaryDirectory() as folder:
-        bare = module.get_base_model() if hasattr(module, "get_base_model") else module
+        bare = _bare(module)
+        plain = None if spec["fold"] else share_weights(bare)
         saved = _saved_tokenizer(tokenizer, folder)
         try:
             bridge = TransformerBridge.boot_transformers(
@@ -264,7 +179,12 @@ def _boot(module: Any, tokenizer: Any, source: Source, spec: dict[str, Any], wei
     )
     model_hash = weights_hash or source.hash
     attrs = {"dtype": spec["dtype"], "device": device, "folding": "folded" if spec["fold"] else "raw", "bos": int(bos)}
-    return Model(bridge, tokenizer, source.reference, model_hash, card, spec, source.checkpoint, bos, attrs)
+    return Model(bridge, tokenizer, source.reference, model_hash, card, spec, source.checkpoint, bos, attrs, plain)
+
+
+def _bare(module: Any) -> Any:
+    """The transformers module inside an adapter's wrapper, adapter layers included."""
+    return module.get_base_model() if hasattr(module, "get_base_model") else module
 
 
 def probe_tokens(tokenizer: Any, config: Any) -> torch.Tensor:
