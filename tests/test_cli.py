@@ -184,7 +184,7 @@ def test_what_is_not_there_is_one_line_with_the_way_out(arguments, expected, fai
         ("--corruption", "nope", "Task 'ioi' has no corruption 'nope'; it has: s2_to_io, abc, value_swap."),
         ("--n", "0", "n is 0, so the task is empty; ask for n >= 8."),
         ("--batch", "0", "batch is 0; it must be 1 or more."),
-        ("--dtype", "float8", "There is no dtype 'float8'; use one of float32, bfloat16, float16."),
+        ("--dtype", "float8", "There is no dtype 'float8'; use one of float32, bfloat16, float16, float64."),
         ("--device", "gpu", "The device 'gpu' is not available on this machine; use 'cpu' or leave it out."),
     ],
 )
@@ -234,7 +234,8 @@ def test_every_parameter_of_an_analysis_is_a_flag(name, parameter, capsys):
     assert f"default {parameter.default}" in text.split(f" {flag} ")[-1]
     assert all(str(choice) in text for choice in parameter.choices)
     given = parameter.choices[-1] if parameter.choices else parameter.kind(7)
-    read = cli.parser().parse_args(["run", name, "--model", "m", "--task", "t", flag, str(given)])
+    written = [flag] if parameter.kind is bool else [flag, str(given)]
+    read = cli.parser().parse_args(["run", name, "--model", "m", "--task", "t", *written])
     assert getattr(read, parameter.name) == given
     assert getattr(cli.parser().parse_args(["run", name, "--model", "m", "--task", "t"]), parameter.name) == (
         parameter.default
@@ -278,3 +279,11 @@ def test_the_installed_script_does_the_same():
         check=False,
     )
     assert wrong.returncode == 1 and wrong.stderr.count("\n") == 1 and wrong.stderr.startswith("workbench: ")
+
+
+def test_the_table_of_papers_is_what_the_registries_say(capsys):
+    assert cli.main(["papers"]) == 0
+    table = capsys.readouterr().out
+    assert (Path(__file__).parent.parent / "docs" / "papers.md").read_text() == table
+    rows = [line.split(" | ")[0].removeprefix("| ") for line in table.splitlines()[2:]]
+    assert rows == [name for name, thing in (*TASKS.items(), *ANALYSES.items()) if thing.paper]

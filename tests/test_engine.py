@@ -56,7 +56,7 @@ def started(job) -> bool:
 
 def slow(seed: int) -> dict:
     """A request of many small passes; `seed` makes it one that was never asked for before."""
-    return {"task": make_task("subject_verb", n=24, seed=seed), "positions": "named", "batch": 1}
+    return {"task": make_task("subject_verb", n=240, seed=seed), "positions": "named", "batch": 1}
 
 
 def test_a_job_gives_what_a_run_gives(engine, saved, tmp_path, monkeypatch):
@@ -84,7 +84,7 @@ def test_progress_arrives_up_to_the_end(engine, saved):
         time.sleep(0.02)
     job.result(PATIENCE)
     done = sorted(done for what, done, _ in seen if what == "head_patching subject_verb")
-    assert len(done) > 2 and {of for what, _, of in seen if what == "head_patching subject_verb"} == {2 * 24 * 3 * 4}
+    assert len(done) > 2 and {of for what, _, of in seen if what == "head_patching subject_verb"} == {2 * 240 * 3}
 
 
 def test_a_cancelled_job_gives_what_it_has_and_is_not_kept(engine, saved):

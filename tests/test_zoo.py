@@ -9,7 +9,15 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from workbench.analyses import head_patching, overlap, sink_scores
+from workbench.analyses import (
+    edge_attribution,
+    faithfulness,
+    head_patching,
+    overlap,
+    path_patching,
+    repair,
+    sink_scores,
+)
 from workbench.models.heads import head_name
 from workbench.models.load import load
 from workbench.models.reference import ZOO, checkpoints, find, zoo_names
@@ -187,3 +195,30 @@ def test_no_head_has_a_sink_at_bos_as_the_readme_says():
     for name in ("ioi", "colored_objects"):
         alpha = sink_scores(load("zoo/tasks", device="cpu"), make_task(name))["alpha"].sel(key_pos=0)
         assert 0.1 < alpha.max() < 0.17
+
+
+def test_sixteen_edges_keep_most_of_the_task_as_the_readme_says():
+    for task, least in (("ioi", 0.6), ("colored_objects", 0.9)):
+        ds = faithfulness(load("zoo/tasks", device="cpu"), make_task(task, corruption="value_swap"), draws=5)
+        at = ds.sel(size=16)
+        assert float(at["faithfulness"]) > least and float(at["faithfulness_null_high"]) < 0.2
+        assert ds.attrs["cpr"] > 0.96 and ds.attrs["cmd"] < 0.04
+
+
+def test_attribution_ranks_edges_as_exact_patching_does_as_the_readme_says():
+    for task in ("ioi", "colored_objects"):
+        ds = edge_attribution(load("zoo/tasks", device="cpu"), make_task(task, corruption="value_swap"))
+        assert ds.sizes["edge"] == 40 and ds.attrs["spearman"] > 0.97
+
+
+def test_a_head_of_one_task_repairs_the_other_while_it_is_learned_as_the_readme_says():
+    model = load("zoo/tasks@1500", device="cpu")
+    effect = path_patching(model, make_task("ioi", corruption="s2_to_io"))["effect"].sel(receiver="logits@END")
+    best = abs(effect).argmax(["layer", "head"])
+    name = head_name(int(best["layer"]), int(best["head"]))
+    assert name == "L0H0" and float(effect[best]) > 0.9
+    weights = "color_other_1=1, color_other_2=1"
+    ds = repair(model, make_task("colored_objects", n=256), heads=name, weights=weights)
+    before, after = ds["accuracy"].values
+    assert before < 0.3 and after > 0.4 and after > float(ds["accuracy_random"].max())
+    assert ds.attrs["mended"] > 5 * ds.attrs["broken"]

@@ -13,6 +13,11 @@
     shared = wb.overlap(a, b, top=0.125)             # which heads both use, against two nulls
     wb.show(shared)
 
+    wb.run("path_patching", model, ioi, stages="logits@END; q@END")   # in stages from the output backwards
+    edges = wb.run("edge_attribution", model, ioi)  # EAP-IG, the strongest edges patched exactly beside it
+    wb.show(wb.run("faithfulness", model, ioi))     # everything outside the circuit really ablated
+    wb.run("ablation", model, co, sets=wb.circuit_sets(shared))       # one task's heads gone, the other measured
+
     wb.show(wb.run("sink_scores", model, ioi))      # where attention sinks form
     job = wb.submit("head_patching", "zoo/tasks", ioi)   # the same in the engine: job.progress, job.cancel()
     again, difference = wb.rerun(a)                 # a result is computed again from its attributes
@@ -23,7 +28,7 @@ A new task, analysis, view, method or widget is one file and one line: see CONTR
 import os
 from typing import TYPE_CHECKING, Any
 
-from workbench.analyses import ANALYSES, overlap
+from workbench.analyses import ANALYSES, circuit_sets, overlap
 from workbench.engine import rerun, run, submit
 from workbench.registry import WorkbenchError
 from workbench.schema import concat
@@ -36,14 +41,16 @@ if TYPE_CHECKING:
     import torch
     import xarray as xr
 
-    from workbench.models.load import Model
+    from workbench.models.model import Model
 
 __all__ = [
     "ANALYSES",
     "TASKS",
     "Task",
     "WorkbenchError",
+    "circuit_sets",
     "concat",
+    "link",
     "load",
     "overlap",
     "rerun",
@@ -67,6 +74,13 @@ def wrap(module: "torch.nn.Module", tokenizer: Any, **options: Any) -> "Model":
     from workbench.models.load import wrap as wrap_model
 
     return wrap_model(module, tokenizer, **options)
+
+
+def link(*widgets: "anywidget.AnyWidget") -> None:
+    """One selected head for several widgets: see `workbench.views.link`."""
+    from workbench.views import link as link_widgets
+
+    link_widgets(*widgets)
 
 
 def show(ds: "xr.Dataset", view: str | None = None, **options: Any) -> "go.Figure | anywidget.AnyWidget":

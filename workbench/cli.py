@@ -51,6 +51,8 @@ def parser() -> argparse.ArgumentParser:
     for command, function in ((models, _models), (tasks, _tasks)):
         command.add_argument("--json", action="store_true", help="print JSON")
         command.set_defaults(command=function)
+    papers = commands.add_parser("papers", help="print which paper each task and analysis implements, as Markdown")
+    papers.set_defaults(command=_papers)
     check = commands.add_parser("check", help="load a model and print its trust card")
     check.add_argument("model", help="zoo/<name>, a directory, or a hub id")
     check.add_argument("--json", action="store_true", help="print JSON")
@@ -88,9 +90,13 @@ def _add_loading(command: argparse.ArgumentParser) -> None:
 
 
 def _add_parameter(command: argparse.ArgumentParser, parameter: Parameter) -> None:
-    kind = parameter.kind if parameter.kind in (int, float) else str
+    kind, flag = parameter.kind if parameter.kind in (int, float) else str, f"--{parameter.name.replace('_', '-')}"
+    if parameter.kind is bool:
+        switch, said = argparse.BooleanOptionalAction, f"default {parameter.default}"
+        command.add_argument(flag, action=switch, default=parameter.default, help=said)
+        return
     command.add_argument(
-        f"--{parameter.name.replace('_', '-')}",
+        flag,
         type=kind,
         choices=parameter.choices or None,
         default=parameter.default,
@@ -147,6 +153,14 @@ def _tasks(options: argparse.Namespace) -> int:
     rows = {name: {"corruptions": f.corruptions, "metric": f.metric, "about": f.about} for name, f in TASKS.items()}
     lines = [f"{name}  [{', '.join(row['corruptions'])}]  {row['about']}" for name, row in rows.items()]
     _print(rows if options.json else "\n".join(lines), options.json)
+    return 0
+
+
+def _papers(options: argparse.Namespace) -> int:
+    rows = [(name, "task", family.paper) for name, family in TASKS.items()]
+    rows += [(name, "analysis", analysis.paper) for name, analysis in ANALYSES.items()]
+    lines = [f"| {name} | {kind} | {paper} |" for name, kind, paper in rows if paper]
+    sys.stdout.write("\n".join(["| name | kind | what it implements |", "|---|---|---|", *lines]) + "\n")
     return 0
 
 

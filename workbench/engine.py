@@ -21,7 +21,7 @@ from workbench.registry import WorkbenchError
 from workbench.tasks import Task, make_task
 
 if TYPE_CHECKING:
-    from workbench.models.load import Model
+    from workbench.models.model import Model
 
 KEPT_MODELS = 2  # loaded models a worker keeps
 STOP_CHECK = 0.1  # seconds between two looks at the stop event and two progress events

@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from conftest import FAMILIES
 from transformer_lens import patching
 from transformers import AutoModelForCausalLM
 
 from workbench import store
 from workbench.analyses import AnalysisError, head_patching
 from workbench.analyses._base import resamples
-from workbench.models.load import wrap
+from workbench.models.load import load, wrap
 from workbench.tasks import Task, make_task
 
 HEADS, SIZE = 4, 8  # of the tiny models
@@ -222,3 +223,24 @@ def test_answers_given_as_lists_are_averaged(traced):
         last = model.logits(ids[None])[0, -1]
         right = (last[vocabulary["is"]] + last[vocabulary["are"]]) / 2
         np.testing.assert_allclose(ds["metric_clean"].values[row], (right - last[vocabulary["was"]]).item(), atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("positions", ["all", "named"])
+def test_the_fast_way_gives_the_numbers_of_plain_hooks(family, positions, saved):
+    task, found = make_task("ioi", n=10, corruption="value_swap"), []
+    for plainly in (False, True):
+        model = load(saved(family), device="cpu")
+        if plainly:
+            model.__dict__.update(trunk=None, _trunk_or_reason="hooks were asked for")
+        found.append(head_patching(model, task, positions=positions, draws=10))
+    assert "recomputed only where" in found[0].attrs["way"] and "hooks were asked for" in found[1].attrs["way"]
+    np.testing.assert_allclose(found[0]["metric"].values, found[1]["metric"].values, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2"])
+def test_half_precision_gives_roughly_the_same(family, saved):
+    task = make_task("ioi", n=8, corruption="value_swap")
+    effects = [head_patching(load(saved(family), dtype=d), task, draws=10) for d in ("float32", "bfloat16")]
+    gap = abs(effects[0]["metric"] - effects[1]["metric"]).max()
+    assert float(gap) < 0.15 * float(abs(effects[0]["metric"]).max())

@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from workbench.analyses import AnalysisError, overlap
+from workbench.analyses import AnalysisError, circuit_sets, head_patching, overlap
+from workbench.analyses.ablation import parse_sets
 from workbench.analyses.overlap import _permuted
+from workbench.models.graph import Graph
 from workbench.schema import ATTRS, check
+from workbench.tasks import make_task
 
 
 def result(effect, task: str, **attrs) -> xr.Dataset:
@@ -182,3 +185,74 @@ def test_what_cannot_be_compared_is_refused():
         overlap(first, result(B, "b").expand_dims(pos=["END", "S2"]))
     with pytest.raises(AnalysisError, match="layer x head"):
         overlap(first, result(B, "b").drop_vars("effect"))
+
+
+def edge_result(seed: int, task: str, score: np.ndarray | None = None) -> xr.Dataset:
+    """As edge_attribution gives it, with made-up scores."""
+    graph = Graph(2, 3, 3)
+    rng = np.random.default_rng(seed)
+    score = np.where(graph.valid, rng.normal(size=graph.valid.shape) if score is None else score, 0)
+    dims = ("receiver", "component")
+    say = {"long_name": "edge score", "units": "share", "signed": 1}
+    halves = np.stack([score + np.where(graph.valid, rng.normal(scale=0.01, size=score.shape), 0) for _ in range(2)])
+    variables = {name: (dims, score, say) for name in ("score", "score_low", "score_high")}
+    variables |= {"valid": (dims, graph.valid.astype(np.int8)), "score_split": (("seed", *dims), halves)}
+    coords = {"receiver": graph.readers, "component": graph.writers, "seed": [0, 1]}
+    shape = {"layers": 2, "heads": 3, "kv_heads": 3, "parallel": 0}
+    attrs = dict.fromkeys((*ATTRS, "dtype", "folding", "bos"), "made up") | shape | {"task": task, "n": 9}
+    return xr.Dataset(variables, coords=coords, attrs=attrs | {"primary": "score"})
+
+
+def test_edges_are_compared_where_there_are_edges():
+    graph, ones = Graph(2, 3, 3), np.random.default_rng(3).normal(size=Graph(2, 3, 3).valid.shape)
+    a, b = edge_result(0, "a", ones), edge_result(1, "b", ones)
+    ds = overlap(a, b, top=0.1, draws=50)
+    chosen = round(0.1 * graph.valid.sum())
+    assert ds.attrs["chosen"] == chosen and int(ds["shared"].sum()) == chosen and ds.attrs["primary"] == "score"
+    assert not ds["member"].values[:, ~graph.valid].any()
+    np.testing.assert_allclose(ds["iou"].values, 1)
+    assert ds.attrs["rank"] == pytest.approx(1)
+    assert float(ds["pair"].sel(task="a", measured="b")) == 1 and ds.attrs["rank_p"] < 0.05
+
+
+def test_the_within_null_of_edges_keeps_their_kinds():
+    """Where a kind's edges all have one size, shuffling within kinds changes nothing and shuffling all does."""
+    sizes = 1.0 + Graph(2, 3, 3).types
+    ds = overlap(edge_result(0, "a", sizes), edge_result(1, "b", sizes), top=0.1, draws=20)
+    np.testing.assert_allclose(ds["iou_within"].values, ds["iou"].values)
+    assert float(ds["iou_null"].values[3]) < 0.7
+
+
+def test_the_ceiling_is_what_halves_of_one_task_share(zoo_model):
+    one, other = (head_patching(zoo_model, make_task(t, n=16), draws=10) for t in ("ioi", "subject_verb"))
+    ds = overlap(one, other, draws=20)
+    assert 0 < float(ds["iou_ceiling"].min()) <= float(ds["iou_ceiling"].max()) == 1
+    rng, found = np.random.default_rng(0), []
+    metric = one["metric"].transpose("prompt", "layer", "head").values.reshape(16, -1)
+    clean, corrupted = one["metric_clean"].values, one["metric_corrupted"].values
+    for _ in range(20):
+        tops = []
+        for half in np.array_split(rng.permutation(16), 2):
+            effect = (metric[half] - corrupted[half, None]).mean(0) / (clean[half] - corrupted[half]).mean()
+            tops.append(set(np.argsort(-abs(effect), kind="stable")[: ds.attrs["chosen"]]))
+        found.append(len(tops[0] & tops[1]) / len(tops[0] | tops[1]))
+    name = one.attrs["task"]
+    assert float(ds["pair"].sel(task=name, measured=name)) == pytest.approx(np.mean(found))
+
+
+def test_rank_is_spearmans_correlation(zoo_model):
+    results = [head_patching(zoo_model, make_task(t, n=8), draws=10) for t in ("ioi", "subject_verb")]
+    ranks = [np.argsort(np.argsort(abs(ds["effect"].values).ravel())) for ds in results]
+    assert overlap(*results, draws=20).attrs["rank"] == pytest.approx(np.corrcoef(ranks)[0, 1])
+
+
+def test_circuits_become_sets_of_heads(zoo_model):
+    results = [head_patching(zoo_model, make_task(t, n=8), draws=10) for t in ("ioi", "subject_verb")]
+    ds = overlap(*results, draws=5)
+    sets = parse_sets(circuit_sets(ds), zoo_model.n_layers, zoo_model.n_heads)
+    first, second = (set(sets[str(title)]) for title in ds["task"].values)
+    assert set(sets["shared"]) == first & second and len(first) == ds.attrs["chosen"]
+    for title, own, other in zip(ds["task"].values, (first, second), (second, first), strict=True):
+        assert set(sets[f"only {title}"]) == own - other
+    with pytest.raises(AnalysisError, match="overlap of heads"):
+        circuit_sets(overlap(edge_result(0, "a"), edge_result(1, "b"), draws=5))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from workbench.analyses._base import measure
+from workbench.analyses._patching import Meter
 from workbench.tasks import TASKS, TaskError, make_task
 from workbench.tasks._base import JOIN
 
@@ -94,7 +94,7 @@ def test_the_metric_favours_an_oracle(name, corruption, kind, tokenizer):
         logits = torch.zeros(8, 3, len(tokenizer))
         for row, tokens in enumerate(favoured):
             logits[row, -1, tokens] = 9.0
-        values = measure(logits, prompts, np.arange(8), task.metric)
+        values = Meter(prompts.answers, prompts.wrongs, task.metric)(logits[:, -1])[0]
         assert (sign * values > 0).all()
         if task.metric == "logit_diff":
             np.testing.assert_allclose(values, sign * 9.0)

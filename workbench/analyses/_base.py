@@ -1,4 +1,4 @@
-"""What makes a function an analysis, and the pieces analyses share: batches, the metric, the bootstrap."""
+"""What makes a function an analysis, and the pieces analyses share: batches and the bootstrap."""
 
 import functools
 import inspect
@@ -16,9 +16,7 @@ from workbench.schema import check, provenance
 from workbench.tasks import Prompts, Task
 
 if TYPE_CHECKING:  # a page reads the registry without loading torch
-    import torch
-
-    from workbench.models.load import Model
+    from workbench.models.model import Model
 
 F = TypeVar("F", bound=Callable[..., xr.Dataset])
 LEVEL = 0.95  # of every bootstrap interval
@@ -43,6 +41,8 @@ class Parameter:
             if value not in self.choices:
                 raise AnalysisError(f"{self.name} is {value!r}; it must be one of {', '.join(map(str, self.choices))}.")
             return value
+        if self.kind is bool:
+            return self._switch(value)
         try:
             read = self.kind(value)
         except (TypeError, ValueError):
@@ -50,6 +50,12 @@ class Parameter:
         if self.kind is int and read != float(value):
             raise AnalysisError(f"{self.name} is {value!r}; it must be a whole number.")
         return read
+
+    def _switch(self, value: Any) -> bool:
+        known = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+        if str(value).lower() not in known:
+            raise AnalysisError(f"{self.name} is {value!r}; it must be true or false.")
+        return known[str(value).lower()]
 
 
 @dataclass(frozen=True)
@@ -135,36 +141,28 @@ def _origin(model: "Model", task: Task) -> dict[str, Any]:
     }
 
 
-def batches(prompts: Prompts, size: int) -> Iterator[np.ndarray]:
-    """Indices of prompts of one length at a time, at most `size` of them: nothing is ever padded."""
-    if size < 1:
-        raise AnalysisError(f"batch is {size}; it must be 1 or more.")
+def at_least_one(**counts: int) -> None:
+    """Refuse a count under 1, by name."""
+    for name, value in counts.items():
+        if value < 1:
+            raise AnalysisError(f"{name} is {value}; it must be 1 or more.")
+
+
+def batches(prompts: Prompts, size: int, order: np.ndarray | None = None) -> Iterator[np.ndarray]:
+    """Indices of prompts of one length at a time, at most `size` of them, by `order`: nothing is ever padded."""
+    at_least_one(batch=size)
     lengths = prompts.lengths
     for length in np.unique(lengths):
         members = np.flatnonzero(lengths == length)
+        if order is not None:
+            members = members[np.argsort(order[members], kind="stable")]
         for start in range(0, len(members), size):
             yield members[start : start + size]
 
 
-def measure(logits: "torch.Tensor", prompts: Prompts, rows: np.ndarray, metric: str) -> np.ndarray:
-    """The task's metric of each row at the last position, float64 [row].
-
-    logit_diff: mean logit of the answers minus mean logit of the wrongs. prob_diff: their probability masses.
-    """
-    last = logits[:, -1].double()
-    if metric == "prob_diff":
-        last = last.softmax(-1)
-    table, values = last.cpu().numpy(), np.empty(len(rows))
-    for place, row in enumerate(rows):
-        right, wrong = table[place, prompts.answers[row]], table[place, prompts.wrongs[row]]
-        values[place] = right.sum() - wrong.sum() if metric == "prob_diff" else right.mean() - wrong.mean()
-    return values
-
-
 def resamples(n: int, draws: int, seed: int) -> np.ndarray:
     """Bootstrap weights, float64 [draw, item]: each row counts how often an item was drawn, divided by n."""
-    if draws < 1:
-        raise AnalysisError(f"draws is {draws}; it must be 1 or more.")
+    at_least_one(draws=draws)
     return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=draws) / n
 
 

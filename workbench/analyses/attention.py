@@ -10,7 +10,7 @@ from workbench.progress import Cancelled, track
 from workbench.tasks import Task
 
 if TYPE_CHECKING:
-    from workbench.models.load import Model
+    from workbench.models.model import Model
 
 PATTERN = "blocks.{}.attn.hook_pattern"
 
@@ -29,7 +29,8 @@ def attention(model: "Model", task: Task, *, prompt: int = 0) -> xr.Dataset:
         prompt: which of them, from 0.
 
     Returns:
-        `pattern` [layer, head, query_pos, key_pos], with the text of the tokens as the coordinate `token` (key_pos).
+        `pattern` [layer, head, query_pos, key_pos], with the text of the tokens as the coordinate `token`
+        (key_pos), and the task's names for them as `position` (key_pos).
 
     Raises:
         AnalysisError: when there is no such prompt.
@@ -48,7 +49,8 @@ def attention(model: "Model", task: Task, *, prompt: int = 0) -> xr.Dataset:
         {"pattern": (dims, pattern, {"long_name": "attention", "units": "probability"})},
         coords={dim: np.arange(size) for dim, size in zip(dims, pattern.shape, strict=True)},
     )
-    ds = ds.assign_coords(token=("key_pos", model.tokens(ids)))
+    marks = [",".join(name for name, at in prompts.positions[prompt].items() if at == key) for key in range(len(ids))]
+    ds = ds.assign_coords(token=("key_pos", model.tokens(ids)), position=("key_pos", marks))
     ds.attrs = {
         "n": 1,
         "prompt": prompt,

@@ -2,12 +2,25 @@
 
 import itertools
 from collections import Counter
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import xarray as xr
 
-from workbench.analyses._base import AnalysisError, analysis, batches, interval, measure, resamples
+from workbench.analyses._base import AnalysisError, analysis
+from workbench.analyses._patching import (
+    Group,
+    Runs,
+    Z,
+    chunks,
+    gap_between,
+    groups,
+    named,
+    plain_metric,
+    share,
+    two_runs,
+)
 from workbench.progress import Cancelled, track
 from workbench.schema import SIGN
 from workbench.tasks import Prompts, Task
@@ -15,10 +28,9 @@ from workbench.tasks import Prompts, Task
 if TYPE_CHECKING:
     import torch
 
-    from workbench.models.load import Model
+    from workbench.models.model import Model
 
-Z = "blocks.{}.attn.hook_z"
-SMALLEST_GAP = 1e-6  # between clean and corrupted metric; under it the effect is 0/0
+Patch = Callable[[int, int, np.ndarray | None], np.ndarray | None]  # layer, group, place -> metric [head, row]
 
 
 @analysis(
@@ -45,7 +57,7 @@ def head_patching(
         task: its corruption is part of what is measured.
         positions: `all` patches z at all positions at once; `named` at each of the task's named positions (S2, END,
             ...); `each` at every token index, for prompts of one length.
-        batch: rows in one forward pass; where prompts are few, several heads are patched side by side.
+        batch: prompts recorded together; how many heads are patched side by side follows from the memory at hand.
         draws: bootstrap resamples.
 
     Returns:
@@ -57,27 +69,24 @@ def head_patching(
     """
     prompts = task.encode(model.tokenizer, bos=model.bos)
     places = _places(prompts, positions)
-    groups = list(batches(prompts, batch))
-    clean, corrupted, states = _two_runs(model, task, prompts, groups)
-    if abs(clean.mean() - corrupted.mean()) < SMALLEST_GAP:
-        raise AnalysisError(
-            f"The corruption '{task.corruption}' leaves the metric of '{task.name}' as it is in this model, "
-            "so there is nothing to recover; use another corruption or a model that solves the task."
-        )
+    parts = groups(prompts, task.metric, batch)
+    clean, corrupted, runs = two_runs(model, prompts, parts, "z", "keys", "values")
+    gap_between(clean, corrupted, task)
     patched = np.empty((len(prompts), len(places), model.n_layers, model.n_heads))
-    work = _work(model, groups, list(places.values()), batch)
+    work = list(itertools.product(range(model.n_layers), range(len(parts)), range(len(places))))
     left = Counter(layer for layer, *_ in work)
-    for layer, group, index, heads in track(work, f"head_patching {task.name}", len(work)):
-        rows, place = groups[group], list(places.values())[index]
-        edit = _restore(states[group][layer], heads, None if place is None else place[rows])
-        tokens = np.tile(np.stack([prompts.corrupted[i] for i in rows]), (len(heads), 1))
-        values = measure(model.logits(tokens, {Z.format(layer): edit}), prompts, np.tile(rows, len(heads)), task.metric)
-        patched[rows[:, None], index, layer, heads] = values.reshape(len(heads), len(rows)).T
+    patch = _fast(model, parts, runs) if model.trunk else _plain(model, parts, batch)
+    for layer, index, which in track(work, f"head_patching {task.name}", len(work)):
+        rows, place = parts[index].rows, list(places.values())[which]
+        values = patch(layer, index, None if place is None else place[rows])
+        patched[rows, which, layer] = corrupted[rows, None] if values is None else values.T
         left[layer] -= 1
     finished = sum(left[layer] == 0 for layer in range(model.n_layers))
     if not finished:
         raise Cancelled("Stopped before the first layer was finished, so there is no result to keep.")
-    return _dataset(patched[:, :, :finished], clean, corrupted, places, prompts, task, draws)
+    ds = _dataset(patched[:, :, :finished], clean, corrupted, places, prompts, task, draws)
+    ds.attrs["way"] = model.way
+    return ds
 
 
 def _places(prompts: Prompts, positions: str) -> dict[str | int, np.ndarray | None]:
@@ -85,9 +94,7 @@ def _places(prompts: Prompts, positions: str) -> dict[str | int, np.ndarray | No
     if positions == "all":
         return {"all": None}
     if positions == "named":
-        shared = set.intersection(*(set(marks) for marks in prompts.positions))
-        found = {name: np.array([marks[name] for marks in prompts.positions]) for name in shared}
-        return {name: found[name] for name in sorted(found, key=lambda name: (found[name].mean(), name))}
+        return {**named(prompts)}
     lengths = set(prompts.lengths.tolist())
     if len(lengths) > 1:
         raise AnalysisError(
@@ -97,48 +104,60 @@ def _places(prompts: Prompts, positions: str) -> dict[str | int, np.ndarray | No
     return {index: np.full(len(prompts), index) for index in range(lengths.pop())}
 
 
-def _two_runs(
-    model: "Model", task: Task, prompts: Prompts, groups: list[np.ndarray]
-) -> tuple[np.ndarray, np.ndarray, list[list["torch.Tensor"]]]:
-    """Metric of the clean and the corrupted prompts [prompt], and clean z of each group and layer."""
-    clean, corrupted, states = np.empty(len(prompts)), np.empty(len(prompts)), []
+def _fast(model: "Model", parts: list[Group], runs: list[Runs]) -> Patch:
+    """Every head of a layer in one folded run of what comes after it, from the first position that differs."""
+    trunk = model.trunk
+    assert trunk is not None
+
+    def patch(layer: int, index: int, place: np.ndarray | None) -> np.ndarray | None:
+        run, group = runs[index], parts[index]
+        length, count = group.clean.shape[1], len(group.rows)
+        start = group.start if place is None else max(group.start, int(place.min()))
+        if place is not None and place.max() < start:
+            return None  # both runs are the same up to there
+        columns, found = group.columns(trunk.device), []
+        for heads in chunks(model.n_heads, trunk.rows(length - start, length) // count):
+            z = run.corrupted.z[layer][:, start:].repeat(len(heads), 1, 1, 1)
+            _restore(run.clean.z[layer][:, start:], heads, None if place is None else place - start)(z)
+            hidden = run.corrupted.inputs[layer][:, start:].repeat(len(heads), 1, 1)
+            last = trunk.run_on(layer, hidden, run.corrupted, start, attention=trunk.out(layer, z))
+            found.append(group.meter(trunk.logits(last, columns)))
+        return np.concatenate(found)
+
+    return patch
+
+
+def _plain(model: "Model", parts: list[Group], batch: int) -> Patch:
+    """The same by whole forward passes with a hook, several heads side by side where prompts are few."""
     names = [Z.format(layer) for layer in range(model.n_layers)]
-    for rows in groups:
-        logits, kept = model.capture(np.stack([prompts.clean[i] for i in rows]), names)
-        clean[rows] = measure(logits, prompts, rows, task.metric)
-        logits = model.logits(np.stack([prompts.corrupted[i] for i in rows]))
-        corrupted[rows] = measure(logits, prompts, rows, task.metric)
-        states.append([kept[name] for name in names])
-    return clean, corrupted, states
+    states = [model.capture(group.clean, names)[1] for group in parts]
 
+    def patch(layer: int, index: int, place: np.ndarray | None) -> np.ndarray:
+        group, state, found = parts[index], states[index][Z.format(layer)], []
+        for heads in chunks(model.n_heads, batch // len(group.rows)):
+            restore = _restore(state, heads, place)
+            edits = {Z.format(layer): lambda value, restore=restore: restore(value.clone())}
+            found.append(plain_metric(model, group, np.tile(group.corrupted, (len(heads), 1)), edits))
+        return np.concatenate(found)
 
-def _work(model: "Model", groups: list[np.ndarray], places: list, batch: int) -> list[tuple[int, int, int, range]]:
-    """(layer, group of prompts, place, heads patched side by side) of every forward pass, layer by layer."""
-    work = []
-    for layer, (group, rows), place in itertools.product(range(model.n_layers), enumerate(groups), range(len(places))):
-        step = max(1, batch // len(rows))
-        for first in range(0, model.n_heads, step):
-            work.append((layer, group, place, range(first, min(first + step, model.n_heads))))
-    return work
+    return patch
 
 
 def _restore(state: "torch.Tensor", heads: range, place: np.ndarray | None):
-    """An edit that puts clean z [row, pos, head, d_head] back: head `heads[i]` in the i-th repeat of the rows.
+    """A function that puts clean z [row, pos, head, d_head] into a value: head `heads[i]` in the i-th repeat of rows.
 
-    `place` is the token index in each row, or None for all positions.
+    `place` is the token index in each row, or None for all positions; a row whose index is negative is left alone.
     """
     count = len(state)
+    rows = slice(None) if place is None else np.flatnonzero(place >= 0).tolist()
+    where = slice(None) if place is None else place[place >= 0].tolist()
 
-    def edit(value: "torch.Tensor") -> "torch.Tensor":
-        value = value.clone()
+    def put(value: "torch.Tensor") -> "torch.Tensor":
         for repeat, head in enumerate(heads):
-            part = value[repeat * count : (repeat + 1) * count]
-            rows = slice(None) if place is None else list(range(count))
-            where = slice(None) if place is None else place.tolist()
-            part[rows, where, head] = state[rows, where, head]
+            value[repeat * count : (repeat + 1) * count][rows, where, head] = state[rows, where, head]
         return value
 
-    return edit
+    return put
 
 
 def _dataset(
@@ -151,13 +170,11 @@ def _dataset(
     draws: int,
 ) -> xr.Dataset:
     whole = any(place is None for place in places.values())  # `None in` would compare arrays
-    gap, gain = clean - corrupted, patched - corrupted[:, None, None, None]
-    weights = resamples(len(gap), draws, task.seed)
-    samples = np.tensordot(weights, gain, 1) / (weights @ gap)[:, None, None, None]
-    low, high = interval(samples)
+    gap = clean - corrupted
+    effect, low, high = share(patched - corrupted[:, None, None, None], gap, draws, task.seed)
     dims = ("pos", "layer", "head")
     say = {"long_name": "recovered " + task.metric.replace("_", " "), "units": "share", "signed": 1}
-    values = {"effect": gain.mean(0) / gap.mean(), "effect_low": low, "effect_high": high}
+    values = {"effect": effect, "effect_low": low, "effect_high": high}
     raw = {"long_name": task.metric.replace("_", " "), "units": "logits" if task.metric == "logit_diff" else "1"}
     ds = xr.Dataset(
         {name: (dims, value, say) for name, value in values.items()}

@@ -12,7 +12,7 @@ from workbench.tasks import Task
 if TYPE_CHECKING:
     import torch
 
-    from workbench.models.load import Model
+    from workbench.models.model import Model
 
 PATTERN, VALUE, RESIDUAL = "blocks.{}.attn.hook_pattern", "blocks.{}.attn.hook_v", "blocks.{}.hook_resid_post"
 

@@ -46,6 +46,10 @@ def prompt(
     words, colors, objects, marks = scene(rng, 3, unseen=unseen, template=setting)
     asked = rng.randrange(3)
     marks["query"] = len(words) + asking.split().index("{Q}")
+    others = [index for index in range(3) if index != asked]
+    roles = {"color_asked": marks[f"color_{asked + 1}"]}
+    roles |= {f"color_other_{place}": marks[f"color_{index + 1}"] for place, index in enumerate(others, 1)}
+    marks = roles | marks  # what a token is for comes before where it stands
     return words + question(objects[asked], asking), colors, objects, asked, marks
 
 
