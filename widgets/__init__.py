@@ -1,6 +1,8 @@
 """Views of attention heads for JupyterLab, plain front-end modules that other hosts can load as well."""
 
+from widgets.attention_row import AttentionRow
 from widgets.attention_view import AttentionView
+from widgets.circuit_graph import CircuitGraph
 from widgets.head_grid import HeadGrid
 
-__all__ = ["AttentionView", "HeadGrid"]
+__all__ = ["AttentionRow", "AttentionView", "CircuitGraph", "HeadGrid"]

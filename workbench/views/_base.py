@@ -1,6 +1,8 @@
 """What a view is: a pure function from a dataset to a Plotly figure or a widget, found by the dims it needs."""
 
+import contextlib
 import functools
+import json
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -9,9 +11,13 @@ import anywidget
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
+from traitlets import TraitError
 
 from widgets.head_grid import HeadGrid, pack
+from workbench import theme
 from workbench.registry import Registry, WorkbenchError
+
+NAMED = ("task", "receiver", "component")  # dimensions whose labels say enough as titles
 
 
 class ViewError(WorkbenchError):
@@ -97,12 +103,34 @@ def show(ds: xr.Dataset, view: str | None = None, **options: Any) -> go.Figure |
     return drawn.build() if isinstance(drawn, Drawing) else drawn
 
 
+def link(*widgets: anywidget.AnyWidget) -> None:
+    """Make several widgets share one selected head: what is picked in one is picked in all that have that head.
+
+    Raises:
+        ViewError: for a widget in which no head can be selected.
+    """
+    if deaf := [type(widget).__name__ for widget in widgets if not widget.has_trait("selected")]:
+        raise ViewError(f"No head can be selected in a {deaf[0]}; link head maps and circuit graphs.")
+
+    def follow(change: Any) -> None:
+        if change.new and change.new[-1] < 0:
+            return  # an MLP, which other widgets do not have
+        for widget in widgets:
+            if widget is not change.owner:
+                with contextlib.suppress(TraitError):  # it has no such head
+                    widget.set_trait("selected", change.new)
+
+    for widget in widgets:
+        widget.observe(follow, "selected")
+
+
 def caption(ds: xr.Dataset) -> str:
     """The line under a title: how many prompts, the metric, BOS and folding, as far as the result says."""
     attrs = ds.attrs
     parts = [f"n = {attrs['n']}"] if "n" in attrs else []
     if "metric_name" in attrs:
-        parts.append(str(attrs["metric_name"]).replace("_", " "))
+        metric = str(attrs["metric_name"]).replace("_", " ")
+        parts.append(" and ".join(json.loads(metric)) if metric.startswith("[") else metric)  # of several tasks
     if "epsilon" in attrs:
         parts.append(f"ε = {attrs['epsilon']}, T = {attrs['length']}")
     if "bos" in attrs:
@@ -112,7 +140,7 @@ def caption(ds: xr.Dataset) -> str:
     return " · ".join(parts)
 
 
-def pick(data: Selected, **labels: int) -> Selected:
+def pick(data: Selected, **labels: int | str) -> Selected:
     """The part of a dataset or array at the labels given.
 
     Raises:
@@ -123,6 +151,36 @@ def pick(data: Selected, **labels: int) -> Selected:
         if label not in known:
             raise ViewError(f"There is no {dim} {label} in this result; it has {known[0]} to {known[-1]}.")
     return data.sel(labels)
+
+
+def only(ds: xr.Dataset, variable: str, *dims: str) -> xr.DataArray:
+    """A variable with its dimensions in the order given.
+
+    Raises:
+        ViewError: when it has others; a result of `concat` may.
+    """
+    more = [str(dim) for dim in ds[variable].dims if dim not in dims]
+    if more:
+        raise ViewError(f"This view draws '{variable}' of one {' and '.join(more)}; select it first.")
+    return ds[variable].transpose(*dims)
+
+
+def listed(ds: xr.Dataset, name: str, count: int) -> list[float]:
+    """A number of the attributes for each of `count` results that were joined: `concat` lists those that differ."""
+    value = ds.attrs[name]
+    found = json.loads(value) if isinstance(value, str) else [value] * count
+    if len(found) != count:
+        raise ViewError(f"The attribute '{name}' lists {len(found)} results, but {count} are here; join them again.")
+    return found
+
+
+def heading(ds: xr.Dataset, title: str, *notes: str, room: int = 0, **more: Any) -> dict[str, Any]:
+    """Layout settings with a title, the caption under it, further lines of notes, and `room` below them."""
+    lines = [theme.plain(line) for line in (caption(ds), *notes) if line]
+    text = "".join([theme.plain(title), *(f"<br><sup>{line}</sup>" for line in lines)])
+    found = theme.layout(text, margin={"l": 60, "r": 20, "t": 40 + 19 * len(lines) + room, "b": 50}, **more)
+    found["title"] |= {"y": 1, "yref": "container", "yanchor": "top", "pad": {"t": 18}}
+    return found
 
 
 def head_grid(
@@ -136,7 +194,7 @@ def head_grid(
     extra = [str(dim) for dim in values.dims if dim not in ("layer", "head")]
     if len(extra) > 1:
         raise ViewError(f"A head map has one dimension beside layer and head; select among {', '.join(extra)} first.")
-    kind = "" if extra in ([], ["task"]) else f"{extra[0]} "
+    kind = f"{extra[0]} " if extra and extra[0] not in NAMED else ""
     titles = [f"{kind}{label}" for label in values[extra[0]].values] if extra else [str(ds.attrs["task"])]
     arrays = {name: _panels(ds[name], extra) for name in (variable, *_ends(ds, variable))}
     low, high = (arrays.get(f"{variable}_{end}") for end in ("low", "high"))

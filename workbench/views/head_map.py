@@ -3,7 +3,7 @@
 import numpy as np
 import xarray as xr
 
-from workbench.views._base import Drawing, caption, head_grid, view
+from workbench.views._base import Drawing, caption, head_grid, only, view
 
 MARKS = ["in the task's circuit", "shared by all circuits"]
 
@@ -23,5 +23,5 @@ def _marks(ds: xr.Dataset) -> np.ndarray | None:
     """0 nothing, 1 in this panel's circuit, 2 in all of them; [panel, layer, head]."""
     if "member" not in ds or "shared" not in ds:
         return None
-    member = ds["member"].transpose("task", "layer", "head").values
+    member = only(ds, "member", "task", "layer", "head").transpose("task", "layer", "head").values
     return member + member * ds["shared"].values[None]
