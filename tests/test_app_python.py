@@ -42,7 +42,7 @@ def test_a_good_address_is_restored_in_full(session):
     step = str(checkpoints(MODEL)[-1])
     given = {"model": MODEL, "checkpoint": step, "task_a": "subject_verb", "corruption_a": "number", "n": "128"}
     given |= {"task_b": "ioi", "corruption_b": "abc", "seed": "3", "top": "0.25", "head": "L1H2", "prompt": "4"}
-    given |= {"query": "-1", "page": "1"}
+    given |= {"query": "-1", "page": "1", "part": "3", "edges": "120"}
     assert restore(session, arguments(**given), zoo_names()) == ""
     assert {name: str(getattr(session, name)) for name in given} == given
 
@@ -66,6 +66,8 @@ def test_a_good_address_is_restored_in_full(session):
         ("prompt", "99"),
         ("query", "-2"),
         ("page", "9"),
+        ("part", "9"),
+        ("edges", "-1"),
     ],
 )
 def test_a_bad_part_is_left_out_and_named(name, text, session):

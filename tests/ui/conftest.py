@@ -300,6 +300,9 @@ def run_notebook(lab: Lab, page: Page) -> Callable[..., OpenNotebook]:
         page.goto(f"{lab.url}/lab/tree/{name}?reset&token={lab.token}")
         page.locator(".jp-Notebook .jp-CodeCell").first.wait_for()
         page.wait_for_function("() => window.jupyterapp?.shell.currentWidget?.context?.isReady")
+        # JupyterLab keeps the theme in its settings, so an earlier test may have left a dark one.
+        page.evaluate("() => jupyterapp.commands.execute('apputils:change-theme', { theme: 'JupyterLab Light' })")
+        expect(page.locator("body")).to_have_attribute("data-jp-theme-light", "true")
         # A first start may ask for a kernel although the notebook names one.
         page.add_locator_handler(
             page.get_by_role("dialog", name="Select Kernel"),

@@ -6,6 +6,7 @@ from urllib.parse import urlencode
 
 import panel as pn
 import panel_material_ui as pmui
+import xarray as xr
 
 from workbench.app.circuits import CircuitsPage
 from workbench.app.parts import Note, Theme
@@ -52,8 +53,12 @@ def build() -> pmui.Page:
         ],
     )
     page.param.watch(lambda event: theme.param.update(dark=bool(event.new)), "dark_theme")
-    for one in (circuits, sinks):
-        one.on_result = lambda ds: sidebar.show_card(str(ds.attrs["model"]), Card.from_json(ds.attrs["trust"]))
+
+    def told(ds: xr.Dataset) -> None:
+        sidebar.show_card(str(ds.attrs["model"]), Card.from_json(ds.attrs["trust"]))
+
+    circuits.hear(told)
+    sinks.on_result = told
 
     async def start() -> None:
         if pn.state.location is not None:

@@ -1,5 +1,6 @@
 """What the pages have in common: one result a task, fetched when the page is looked at, and again after a change."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import panel as pn
@@ -7,13 +8,16 @@ import xarray as xr
 
 from workbench.app.parts import CodeBox, Note
 from workbench.app.runner import Runner
+from workbench.engine import specify
 from workbench.session import Session
+from workbench.tasks import make_task
 
 
 class TracedPage(pn.viewable.Viewer):
     """A page over one analysis of both tasks; a subclass says what to ask for and how to draw it."""
 
     number: int  # of the tab
+    part: int | None = None  # of the tab within it, where there are several
     doing: str  # what is being done, for the headline
     watched: tuple[str, ...]  # parts of the session that decide the results
 
@@ -23,11 +27,24 @@ class TracedPage(pn.viewable.Viewer):
         self._results: list[xr.Dataset] = []
         self._drawn: list[dict] = []  # the specs of the results
         self._current = False
-        self.on_result = lambda ds: None
+        self.on_result: Callable[[xr.Dataset], None] = lambda ds: None
         self._headline = Note(f"{self.doing} both tasks …", margin=(12, 0, 0, 0))
         self._code = CodeBox()
         session.param.watch(self._again, list(self.watched))
-        session.param.watch(self.open, "page")
+        session.param.watch(self.open, ["page", "part"])
+
+    def specs(self, analysis: str, **params: Any) -> list[dict]:
+        """An analysis of both tasks, as the session has them."""
+        s = self._session
+        chosen = ((s.task_a, s.corruption_a), (s.task_b, s.corruption_b))
+        tasks = [make_task(name, n=s.n, seed=s.seed, corruption=corruption) for name, corruption in chosen]
+        return [specify(analysis, s.reference, task, params) for task in tasks]
+
+    async def fetch_all(self, specs: Sequence[dict], what: str) -> list[xr.Dataset]:
+        """The results of further specs; `what` they are for is a place of its own, so that others go on."""
+        place = f"{type(self).__name__}, {what}"
+        ticket = self._runner.begin(place)
+        return [await self._runner.fetch(place, ticket, spec) for spec in specs]
 
     def _specs(self) -> list[dict]:
         """What to ask the engine for."""
@@ -39,7 +56,8 @@ class TracedPage(pn.viewable.Viewer):
 
     async def open(self, *_: Any) -> None:
         """Fetch when the page is first looked at, and again after a change of model or task."""
-        if self._session.page == self.number and not self._current:
+        shown = self._session.page == self.number and self.part in (None, self._session.part)
+        if shown and not self._current:
             await self._refresh()
 
     async def _again(self, *_: Any) -> None:

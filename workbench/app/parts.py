@@ -71,11 +71,11 @@ class Chart(AnyWidgetComponent):
 
 
 class FigureSlot(pn.viewable.Viewer):
-    """A place on a page for a Plotly figure, in the page's colours."""
+    """A place on a page for a Plotly figure, in the page's colours; `height` is for figures that have none."""
 
     def __init__(self, theme: Theme, height: int) -> None:
         super().__init__()
-        self._theme, self._figure = theme, None
+        self._theme, self._figure, self._height = theme, None, height
         self._chart = Chart(sizing_mode="stretch_width", height=height)
         self._box = pn.Column(sizing_mode="stretch_width")
         theme.param.watch(self._paint, "dark")
@@ -88,10 +88,15 @@ class FigureSlot(pn.viewable.Viewer):
         self._figure = figure
         self._paint()
 
+    def wait(self, text: str = "") -> None:
+        """Show a line in place of the figure, or nothing, until the next one comes."""
+        self._figure = None
+        self._box[:] = [pmui.Typography(text, variant="body2", margin=0)] if text else []
+
     def _paint(self, *_: Any) -> None:
         if self._figure is not None:
             painted = go.Figure(self._figure).update_layout(template=template(dark=self._theme.dark, clear=True))
-            self._chart.figure = str(painted.to_json())
+            self._chart.param.update(figure=str(painted.to_json()), height=painted.layout.height or self._height)
             self._box[:] = [self._chart]
 
 
