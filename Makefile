@@ -19,7 +19,7 @@ zoo: .venv/made
 	$(BIN)/python -m workbench.zoo.train
 
 bench: .venv/made
-	$(BIN)/python benchmarks/head_patching.py
+	$(BIN)/python benchmarks/circuits.py
 
 notebooks: .venv/made
 	$(BIN)/jupytext --sync notebooks/*.py
