@@ -1,11 +1,12 @@
 """Attention sinks: how much attention each key gets from all the queries that can see it, head by head."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import xarray as xr
 
-from workbench.analyses._base import AnalysisError, analysis, interval, resamples
+from workbench.analyses._base import AnalysisError, analysis, at_least_one, interval, resamples
+from workbench.analyses._tokens import FEW, KINDS, kinds_of
 from workbench.progress import Cancelled, track
 from workbench.tasks import Task
 
@@ -13,8 +14,21 @@ if TYPE_CHECKING:
     import torch
 
     from workbench.models.model import Model
+    from workbench.models.scan import Layer
 
-PATTERN, VALUE, RESIDUAL = "blocks.{}.attn.hook_pattern", "blocks.{}.attn.hook_v", "blocks.{}.hook_resid_post"
+DRAWS = 1000
+TINY = 1e-12  # instead of a median of 0
+CONTROLS = ("text", "random tokens", "one repeated token")
+BY_HEAD = ("layer", "head", "key_pos")
+Parts = dict[str, np.ndarray]
+LABELS = {
+    "alpha": ("mean attention received", "probability"),
+    "value_norm": ("value norm / median", "ratio"),
+    "key_norm": ("key norm / median", "ratio"),
+    "query_key_cosine": ("mean cosine of the later queries with the key", "1"),
+    "residual_norm": ("residual norm / median", "ratio"),
+    "output_norm": ("mean norm of what the head writes", "residual units"),
+}
 
 
 @analysis(
@@ -24,13 +38,24 @@ PATTERN, VALUE, RESIDUAL = "blocks.{}.attn.hook_pattern", "blocks.{}.attn.hook_v
     paper="2410.10781 (Gu et al.): importance score alpha and sink rate, equations 3 and 4",
 )
 def sink_scores(
-    model: "Model", task: Task, *, length: int = 64, sequences: int = 32, epsilon: float = 0.3, batch: int = 8
+    model: "Model",
+    task: Task,
+    *,
+    length: int = 64,
+    sequences: int = 32,
+    epsilon: float = 0.3,
+    batch: int = 8,
+    bos: Literal["model", "on", "off"] = "model",
 ) -> xr.Dataset:
-    """Importance score, sink rate, value norm and residual norm of every key.
+    """Importance score, sink rate and the norms of every key, at any length the model takes.
 
     alpha[k] = sum over queries i >= k of A[i, k], divided by T - k (positions from 0, T = `length`): the mean attention
-    key k gets from the queries that can see it. The sink rate is the share of sequences with alpha > epsilon.
-    Sequences are the task's prompts with their answers, one after the other, cut at `length` tokens.
+    key k gets from the queries that can see it (all T of them in a bidirectional model). The sink rate is the share of
+    sequences with alpha > epsilon. Attention is read a few queries at a time; no pattern is ever held whole.
+
+    Sequences are the task's prompts with their answers, one after the other, cut at `length` tokens. Beside them stand
+    as many as one batch holds of random tokens, and of one random token repeated (without BOS), which is known to
+    undo the sink at the first position in models without learned positions (Gu et al., section 3).
 
     Args:
         model: raw weights, since folding changes norms.
@@ -39,68 +64,101 @@ def sink_scores(
         sequences: how many sequences.
         epsilon: threshold of the sink rate.
         batch: sequences in one forward pass.
+        bos: whether sequences begin with BOS: as the model is run, always, or never.
 
     Returns:
-        Means over sequences `alpha` (with `_low`, `_high`, and `alpha_null`, uniform attention) and `sink_rate`
-        [layer, head, key_pos]; `value_norm` [layer, head, key_pos] and `residual_norm` [layer, key_pos], each relative
-        to the median of its sequence; `sink_rate_mean` [key_pos] over all heads, with its interval; and
-        `alpha_prompt` [prompt, layer, head, key_pos] for single sequences. When stopped early: the sequences done.
+        Means over sequences `alpha` (with `_low`, `_high`, and `alpha_null`, uniform attention), `sink_rate`,
+        `value_norm`, `key_norm` (relative to the median of their sequence) and `query_key_cosine`
+        [layer, head, key_pos]; `output_norm` [layer, head], what a head adds to the residual stream; `residual_norm`
+        [layer, key_pos]; `sink_rate_mean` [key_pos] over all heads, with its interval; `kind_alpha`
+        [layer, head, component], the mean alpha of BOS, delimiters, white space, digits and content that at least
+        8 queries see, with its interval and `kind_alpha_null` [component]; `kind_share` [component] of all tokens;
+        `control_alpha` [measured, layer, head] and `control_rate` [measured] of position 0 for the text, random
+        tokens and one repeated token; and `alpha_prompt` [prompt, layer, head, key_pos] for single sequences. When
+        stopped early: the sequences done.
 
     Raises:
-        AnalysisError: when `length` is longer than the model's context or under 2, or epsilon outside (0, 1).
+        AnalysisError: when `length` is longer than the model's context or under 2, epsilon outside (0, 1), or BOS is
+            asked for of a tokenizer without one.
+        ModelError: when the family's attention cannot be read, or its weights are folded.
     """
     if not 2 <= length <= model.context:
         raise AnalysisError(f"length is {length}; this model takes 2 to {model.context} tokens.")
-    if not 0 < epsilon < 1 or sequences < 1 or batch < 1:
-        found = f"epsilon is {epsilon}, sequences {sequences} and batch {batch}"
-        raise AnalysisError(f"{found}; use 0 < epsilon < 1, sequences >= 1, batch >= 1.")
-    tokens = task.documents(model.tokenizer, length=length, count=sequences, bos=model.bos)
+    if not 0 < epsilon < 1:
+        raise AnalysisError(f"epsilon is {epsilon}; use 0 < epsilon < 1.")
+    at_least_one(sequences=sequences, batch=batch)
+    front = _front(model, bos)
+    tokens = task.documents(model.tokenizer, length=length, count=sequences, bos=front)
     starts = range(0, sequences, batch)
     parts = []
     for start in track(starts, f"sink_scores {task.name}", len(starts)):
-        parts.append(_measure(model, tokens[start : start + batch]))
+        parts.append(measure(model, tokens[start : start + batch]))
     if not parts:
         raise Cancelled("Stopped before the first sequences were finished, so there is no result to keep.")
-    alpha, value, residual = (np.concatenate(column) for column in zip(*parts, strict=True))
-    ds = _dataset(alpha, value, residual, epsilon, task.seed)
-    ds = ds.assign_coords(token=(("prompt", "key_pos"), np.array([model.tokens(row) for row in tokens[: len(alpha)]])))
-    ds.attrs |= {
+    found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    tokens = tokens[: len(found["alpha"])]
+    variables = _scores(found, epsilon, task.seed, model.scanner.causal())
+    variables |= _by_kind(found["alpha"], kinds_of(model, tokens), variables["alpha_null"][1], task.seed)
+    variables |= _controls(model, found["alpha"], front, min(batch, len(tokens)), epsilon, task.seed)
+    ds = _dataset(variables, tokens, model)
+    ds.attrs = {
         "epsilon": epsilon,
         "length": length,
-        "n": len(alpha),
+        "n": len(tokens),
         "corruption": "none: clean text",
         "task": task.name,
+        "bos": int(front),
     }
     return ds
 
 
-def _measure(model: "Model", tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Alpha and relative value norm [row, layer, head, key], relative residual norm [row, layer, key] of one batch."""
-    layers = range(model.n_layers)
-    names = [hook.format(layer) for layer in layers for hook in (PATTERN, VALUE, RESIDUAL)]
-    _, kept = model.capture(tokens, names)
-    queries = np.arange(tokens.shape[1], 0, -1)
-    alpha, value, residual = [], [], []
-    for layer in layers:
-        alpha.append(_array(kept[PATTERN.format(layer)].sum(-2)) / queries)
-        value.append(_per_head(_relative_norm(kept[VALUE.format(layer)].transpose(1, 2)), model.n_heads))
-        residual.append(_relative_norm(kept[RESIDUAL.format(layer)]))
-    return np.stack(alpha, 1), np.stack(value, 1), np.stack(residual, 1)
+def _front(model: "Model", bos: str) -> bool:
+    if bos == "on" and model.tokenizer.bos_token_id is None:
+        raise AnalysisError("bos is 'on', but this tokenizer has no BOS token; use bos='off'.")
+    return model.bos if bos == "model" else bos == "on"
+
+
+def measure(model: "Model", tokens: np.ndarray, lengths: np.ndarray | None = None) -> Parts:
+    """What one batch of sequences shows, the first axis being the row; see `sink_scores` for what and in which units.
+
+    `lengths` are the tokens of each row that are not padding, where there is any on the right.
+    """
+    found: dict[str, list[np.ndarray]] = {name: [] for name in LABELS}
+    real = np.full(len(tokens), tokens.shape[1]) if lengths is None else lengths
+    seen_by = np.maximum(real[:, None] - np.arange(tokens.shape[1]) * model.scanner.causal(), 1)
+    queries = model.tensor(seen_by)[:, None]
+
+    def read(layer: "Layer") -> None:
+        group = layer.queries.shape[1] // layer.keys.shape[1]
+        found["alpha"].append(_array(layer.received / queries))
+        found["value_norm"].append(np.repeat(_relative_norm(layer.values), group, axis=1))
+        found["key_norm"].append(np.repeat(_relative_norm(layer.keys), group, axis=1))
+        found["query_key_cosine"].append(_array(_cosine(layer, group, queries)))
+        found["residual_norm"].append(_relative_norm(layer.hidden))
+        found["output_norm"].append(_array(model.scanner.written(layer.index, layer.z).mean(1)))
+
+    model.scanner.run(model.tensor(tokens), read, lengths=None if lengths is None else model.tensor(lengths))
+    return {name: np.stack(layers, 1) for name, layers in found.items()}
+
+
+def _cosine(layer: "Layer", group: int, queries: "torch.Tensor") -> "torch.Tensor":
+    """Mean cosine of each key with the queries that can see it, [row, head, key]."""
+    from torch.nn.functional import normalize
+
+    asking, keys = normalize(layer.queries, dim=-1), normalize(layer.keys, dim=-1).repeat_interleave(group, 1)
+    causal = int(queries[0, 0, 0]) != int(queries[0, 0, -1])
+    later = asking.flip(2).cumsum(2).flip(2) if causal else asking.sum(2, keepdim=True)
+    return (later * keys).sum(-1) / queries
 
 
 def _array(tensor: "torch.Tensor") -> np.ndarray:
-    return tensor.double().cpu().numpy()
+    return tensor.float().cpu().numpy()
 
 
 def _relative_norm(vectors: "torch.Tensor") -> np.ndarray:
     """Euclidean norms over the last axis, divided by their median over the positions (the axis before it)."""
-    norms = _array(vectors.double().norm(dim=-1))
-    return norms / np.median(norms, axis=-1, keepdims=True)
-
-
-def _per_head(norms: np.ndarray, heads: int) -> np.ndarray:
-    """[row, key-value head, key] -> [row, head, key]: grouped query heads share their value norms."""
-    return np.repeat(norms, heads // norms.shape[1], axis=1)
+    norms = _array(vectors.float().norm(dim=-1))
+    return norms / np.maximum(np.median(norms, axis=-1, keepdims=True), TINY)
 
 
 def uniform_alpha(length: int) -> np.ndarray:
@@ -108,34 +166,88 @@ def uniform_alpha(length: int) -> np.ndarray:
     return np.cumsum(1 / np.arange(1, length + 1)[::-1])[::-1] / np.arange(length, 0, -1)
 
 
-def _dataset(
-    alpha: np.ndarray, value: np.ndarray, residual: np.ndarray, epsilon: float, seed: int, draws: int = 1000
-) -> xr.Dataset:
-    over = alpha > epsilon
-    weights = resamples(len(alpha), draws, seed)
+def _named(name: str) -> dict[str, str]:
+    return dict(zip(("long_name", "units"), LABELS[name], strict=True))
+
+
+def _scores(found: Parts, epsilon: float, seed: int, causal: bool) -> dict[str, Any]:
+    alpha, over = found["alpha"], found["alpha"] > epsilon
+    count, length = len(alpha), alpha.shape[-1]
+    weights = resamples(count, DRAWS, seed)
     low, high = _mean_interval(alpha, weights)
-    rate_low, rate_high = _mean_interval(over.mean((1, 2)), weights)
-    by_head, attention = ("layer", "head", "key_pos"), {"long_name": "mean attention received", "units": "probability"}
+    rate_low, rate_high = interval(weights @ over.mean((1, 2)))
     share = {"long_name": f"share of sequences with alpha > {epsilon}", "units": "share"}
     rate = {"long_name": f"share of heads and sequences with alpha > {epsilon}", "units": "share"}
-    variables = {
-        "alpha": (by_head, alpha.mean(0), attention),
-        "alpha_low": (by_head, low, attention),
-        "alpha_high": (by_head, high, attention),
-        "alpha_null": ("key_pos", uniform_alpha(alpha.shape[-1]), {"long_name": "alpha of uniform attention"}),
-        "alpha_prompt": (("prompt", *by_head), alpha.astype(np.float32), attention),
-        "sink_rate": (by_head, over.mean(0), share),
+    null = uniform_alpha(length) if causal else np.full(length, 1 / length)
+    means = {name: found[name].mean(0, dtype=np.float64) for name in LABELS}
+    dims = {"residual_norm": ("layer", "key_pos"), "output_norm": ("layer", "head")}
+    return {
+        **{name: (dims.get(name, BY_HEAD), mean, _named(name)) for name, mean in means.items()},
+        "alpha_low": (BY_HEAD, low, _named("alpha")),
+        "alpha_high": (BY_HEAD, high, _named("alpha")),
+        "alpha_null": ("key_pos", null, {"long_name": "alpha of uniform attention"}),
+        "alpha_prompt": (("prompt", *BY_HEAD), alpha, _named("alpha")),
+        "sink_rate": (BY_HEAD, over.mean(0), share),
         "sink_rate_mean": ("key_pos", over.mean((0, 1, 2)), rate),
         "sink_rate_mean_low": ("key_pos", rate_low, rate),
         "sink_rate_mean_high": ("key_pos", rate_high, rate),
-        "value_norm": (by_head, value.mean(0), {"long_name": "value norm / median", "units": "ratio"}),
-        "residual_norm": (("layer", "key_pos"), residual.mean(0), {"long_name": "residual norm / median"}),
     }
-    sizes = dict(zip(("prompt", "layer", "head", "key_pos"), alpha.shape, strict=True))
-    return xr.Dataset(variables, coords={dim: np.arange(size) for dim, size in sizes.items()})
+
+
+def _by_kind(alpha: np.ndarray, kinds: np.ndarray, null: np.ndarray, seed: int) -> dict[str, Any]:
+    """Mean alpha of each kind of token that occurs early enough, over all its tokens."""
+    early = max(1, alpha.shape[-1] - FEW + 1)
+    present = [kind for kind in range(len(KINDS)) if (kinds[:, :early] == kind).any()]
+    weights, means, lows, highs, nulls = resamples(len(alpha), DRAWS, seed), [], [], [], []
+    for kind in present:
+        here = (kinds[:, :early] == kind).astype(float)  # [row, key]
+        sums = np.einsum("rlhk,rk->rlh", alpha[..., :early], here)
+        counts, drawn = here.sum(1), weights @ here.sum(1)
+        drawn_sums = np.tensordot(weights[drawn > 0], sums, 1) / drawn[drawn > 0][:, None, None]
+        means.append(sums.sum(0) / counts.sum())
+        lows.append(interval(drawn_sums)[0])
+        highs.append(interval(drawn_sums)[1])
+        nulls.append((here * null[:early]).sum() / counts.sum())
+    dims, say = ("layer", "head", "component"), {"long_name": "mean attention received by the kind of token"}
+    return {
+        "kind_alpha": (dims, np.stack(means, -1), say),
+        "kind_alpha_low": (dims, np.stack(lows, -1), say),
+        "kind_alpha_high": (dims, np.stack(highs, -1), say),
+        "kind_alpha_null": ("component", np.array(nulls), {"long_name": "the same under uniform attention"}),
+        "kind_share": ("component", np.array([(kinds == k).mean() for k in present]), {"long_name": "share of tokens"}),
+        "component": ("component", [KINDS[kind] for kind in present]),
+        "kind": (("prompt", "key_pos"), np.array(KINDS)[kinds]),
+    }
+
+
+def _controls(model: "Model", alpha: np.ndarray, front: bool, rows: int, epsilon: float, seed: int) -> dict[str, Any]:
+    """Alpha and sink rate of position 0 for the text itself, random tokens, and one token repeated."""
+    rng, length = np.random.default_rng(seed), alpha.shape[-1]
+    ordinary = sorted(set(range(len(model.tokenizer))) - set(model.tokenizer.all_special_ids))
+    random = rng.choice(ordinary, (rows, length))
+    if front:
+        random[:, 0] = model.tokenizer.bos_token_id
+    repeated = np.repeat(rng.choice(ordinary, (rows, 1)), length, axis=1)
+    firsts = [alpha[..., 0], *(measure(model, tokens)["alpha"][..., 0] for tokens in (random, repeated))]
+    rate = {"long_name": f"share of heads and sequences with alpha > {epsilon} at position 0", "units": "share"}
+    return {
+        "control_alpha": (("measured", "layer", "head"), np.stack([a.mean(0) for a in firsts]), _named("alpha")),
+        "control_rate": ("measured", np.array([(a > epsilon).mean() for a in firsts]), rate),
+        "measured": ("measured", list(CONTROLS)),
+    }
+
+
+def _dataset(variables: dict[str, Any], tokens: np.ndarray, model: "Model") -> xr.Dataset:
+    labels = {name: variables.pop(name) for name in ("component", "measured", "kind")}
+    sizes = dict(zip(("prompt", *BY_HEAD), variables["alpha_prompt"][1].shape, strict=True))
+    coords = {dim: np.arange(size) for dim, size in sizes.items()}
+    token = (("prompt", "key_pos"), np.array([model.tokens(row) for row in tokens]))
+    return xr.Dataset(variables, coords={**coords, **labels, "token": token})
 
 
 def _mean_interval(values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Bootstrap interval of the mean over the first axis; one layer at a time keeps the resamples small."""
-    ends = [interval(np.tensordot(weights, values[:, part], 1)) for part in range(values.shape[1])]
-    return np.stack([low for low, _ in ends]), np.stack([high for _, high in ends])
+    """Bootstrap interval of the mean over the first axis, [layer, head, key]; a head at a time keeps it small."""
+    low, high = np.empty(values.shape[1:]), np.empty(values.shape[1:])
+    for layer, head in np.ndindex(*values.shape[1:3]):
+        low[layer, head], high[layer, head] = interval(weights @ values[:, layer, head])
+    return low, high

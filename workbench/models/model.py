@@ -12,7 +12,8 @@ from transformer_lens.model_bridge import TransformerBridge
 from workbench.models.card import Card
 from workbench.models.edges import Edges
 from workbench.models.reference import ModelError
-from workbench.models.trunk import Trunk, TrunkError, at_least_single
+from workbench.models.scan import ScanError, Scanner
+from workbench.models.trunk import Trunk, TrunkError, at_least_single, share_weights
 from workbench.models.trunk_check import checked_trunk
 
 Edit = Callable[[torch.Tensor], torch.Tensor]
@@ -63,6 +64,30 @@ class Model:
             return Edges(self.trunk, mapping["blocks"].submodules)
         except (TrunkError, AttributeError, KeyError) as error:
             raise ModelError(f"The edges of '{self.reference}' cannot be told apart: {error}.") from error
+
+    @functools.cached_property
+    def scanner(self) -> Scanner:
+        """The model with its attention read while it is computed, for sequences of any length.
+
+        Raises:
+            ModelError: when the family's attention cannot be read so, with the reason.
+        """
+        if self.plain is None:
+            raise ModelError("Attention is read from raw weights; load the model with fold=False.")
+        mapping: Any = self.bridge.adapter.component_mapping
+        names = mapping["blocks"].submodules
+        attention, mlp = names["attn"], names["mlp"]
+        output = f"{attention.name}.{attention.submodules['o'].name}"
+        try:
+            return Scanner(
+                share_weights(self.plain),
+                mapping["blocks"].name,
+                output,
+                mlp.name or mlp.submodules["out"].name,
+                self.n_heads,
+            )
+        except (ScanError, KeyError) as error:
+            raise ModelError(f"The attention of '{self.reference}' cannot be read: {error}.") from error
 
     @functools.cached_property
     def _trunk_or_reason(self) -> Trunk | str:
