@@ -145,12 +145,13 @@ def test_losses_are_those_of_transformers(family, model_of):
 @pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3"])
 def test_what_a_head_writes_has_the_norm_of_its_part_of_the_projection(family, model_of):
     model = model_of(family)
-    layers, _ = scanned(model)
+    heads = []
+    scanned(model, heads=heads.append)
     weight = model.scanner.outputs[1].weight
     weight = weight if family == "gpt2" else weight.T
     parts = weight.unflatten(0, (4, -1))
-    expected = torch.einsum("rphd,hdm->rphm", layers[1].z, parts).norm(dim=-1)
-    torch.testing.assert_close(model.scanner.written(1, layers[1].z), expected, atol=1e-4, rtol=1e-4)
+    expected = torch.einsum("rphd,hdm->rphm", heads[1].z, parts).norm(dim=-1)
+    torch.testing.assert_close(model.scanner.written(1, heads[1].z), expected, atol=1e-4, rtol=1e-4)
 
 
 def hooked(module):

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from workbench.models.model import Model
-    from workbench.models.scan import Layer
+    from workbench.models.scan import Heads, Layer
 
 DRAWS = 1000
 TINY = 1e-12  # instead of a median of 0
@@ -128,24 +128,27 @@ def measure(model: "Model", tokens: np.ndarray, lengths: np.ndarray | None = Non
     seen_by = np.maximum(real[:, None] - np.arange(tokens.shape[1]) * model.scanner.causal(), 1)
     queries = model.tensor(seen_by)[:, None]
 
-    def read(layer: "Layer") -> None:
-        group = layer.queries.shape[1] // layer.keys.shape[1]
-        found["alpha"].append(_array(layer.received / queries))
-        found["value_norm"].append(np.repeat(_relative_norm(layer.values), group, axis=1))
-        found["key_norm"].append(np.repeat(_relative_norm(layer.keys), group, axis=1))
-        found["query_key_cosine"].append(_array(_cosine(layer, group, queries)))
-        found["residual_norm"].append(_relative_norm(layer.hidden))
-        found["output_norm"].append(_array(model.scanner.written(layer.index, layer.z).mean(1)))
+    def attention(heads: "Heads") -> None:
+        group = heads.queries.shape[1] // heads.keys.shape[1]
+        found["alpha"].append(_array(heads.received / queries))
+        found["value_norm"].append(np.repeat(_relative_norm(heads.values), group, axis=1))
+        found["key_norm"].append(np.repeat(_relative_norm(heads.keys), group, axis=1))
+        found["query_key_cosine"].append(_array(_cosine(heads, group, queries)))
+        found["output_norm"].append(_array(model.scanner.written(heads.index, heads.z).mean(1)))
 
-    model.scanner.run(model.tensor(tokens), read, lengths=None if lengths is None else model.tensor(lengths))
+    def stream(layer: "Layer") -> None:
+        found["residual_norm"].append(_relative_norm(layer.hidden))
+
+    padded = None if lengths is None else model.tensor(lengths)
+    model.scanner.run(model.tensor(tokens), stream, heads=attention, lengths=padded)
     return {name: np.stack(layers, 1) for name, layers in found.items()}
 
 
-def _cosine(layer: "Layer", group: int, queries: "torch.Tensor") -> "torch.Tensor":
+def _cosine(heads: "Heads", group: int, queries: "torch.Tensor") -> "torch.Tensor":
     """Mean cosine of each key with the queries that can see it, [row, head, key]."""
     from torch.nn.functional import normalize
 
-    asking, keys = normalize(layer.queries, dim=-1), normalize(layer.keys, dim=-1).repeat_interleave(group, 1)
+    asking, keys = normalize(heads.queries, dim=-1), normalize(heads.keys, dim=-1).repeat_interleave(group, 1)
     causal = int(queries[0, 0, 0]) != int(queries[0, 0, -1])
     later = asking.flip(2).cumsum(2).flip(2) if causal else asking.sum(2, keepdim=True)
     return (later * keys).sum(-1) / queries

@@ -32,12 +32,12 @@ class ScanError(Exception):
 
 
 @dataclass
-class Layer:
-    """What one layer of a run shows; tensors are valid until the callback returns.
+class Heads:
+    """What the attention of one layer shows, while it is being computed.
 
     received [row, head, key]: attention summed over the row's queries (padding left out). columns [row, head, query,
     watched key]. queries, keys, values [row, (key-value) head, pos, d_head] as attention sees them, after rotation;
-    z [row, pos, head, d_head]; hidden [row, pos, d_model], the block's output.
+    z [row, pos, head, d_head].
     """
 
     index: int
@@ -47,6 +47,15 @@ class Layer:
     keys: Tensor
     values: Tensor
     z: Tensor
+
+
+@dataclass
+class Layer:
+    """What one block shows when it is done: as in `Heads`, and hidden [row, pos, d_model], the block's output."""
+
+    index: int
+    received: Tensor
+    columns: Tensor
     hidden: Tensor
 
 
@@ -57,7 +66,8 @@ class _Run:
     real: Tensor | None  # bool [row, pos]: not padding
     watched: list[int]
     hidden_keys: Mapping[int, Tensor]  # layer -> bool [row, key]
-    seen: dict[int, tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]]
+    heads: Callable[[Heads], None] | None
+    seen: dict[int, tuple[Tensor, Tensor]]
 
 
 def _attend(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any):
@@ -149,31 +159,37 @@ class Scanner:
     def run(
         self,
         tokens: Tensor,
-        read: Callable[[Layer], None],
+        read: Callable[[Layer], None] | None = None,
         *,
+        heads: Callable[[Heads], None] | None = None,
         lengths: Tensor | None = None,
         watched: list[int] | None = None,
         hide: Mapping[int, Tensor] | None = None,
         mlps: Mapping[int, Callable[[Tensor], Tensor]] | None = None,
+        streams: Mapping[int, Callable[[Tensor], Tensor]] | None = None,
     ) -> Tensor:
         """One forward pass; `read` is called with each layer in turn. Returns the normed last residuals.
 
         Args:
             tokens: int64 [row, pos], padded on the right where rows differ in length.
             read: is given each `Layer`.
+            heads: is given the `Heads` of each layer before; what it does not keep is freed before the MLP runs.
             lengths: int64 [row], tokens that are not padding; None where there is none.
             watched: keys whose columns are kept.
             hide: for a layer, bool [row, key]: keys that no other position may attend to.
             mlps: for a layer, what the MLP's output [row, pos, d_model] becomes.
+            streams: for a layer, what the block's output [row, pos, d_model] becomes; `read` sees it so.
 
         Returns:
             [row, pos, d_model], what the unembedding reads.
         """
         real = None if lengths is None else torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
-        state = _Run(real, watched or [], hide or {}, {})
+        state = _Run(real, watched or [], hide or {}, heads, {})
         with self.lock, torch.no_grad(), contextlib.ExitStack() as stack:
             self._run = state
             stack.callback(setattr, self, "_run", None)
+            for index, edit in (streams or {}).items():  # before the reading hooks, which come in this order
+                stack.callback(self.blocks[index].register_forward_hook(_edited(edit)).remove)
             for index, block in enumerate(self.blocks):
                 stack.callback(block.register_forward_hook(self._told(index, read, state)).remove)
             for index, edit in (mlps or {}).items():
@@ -186,9 +202,11 @@ class Scanner:
     def _caches(self) -> bool:
         return hasattr(self.module.config.get_text_config(), "use_cache")
 
-    def _told(self, index: int, read: Callable[[Layer], None], state: _Run) -> Callable:
+    def _told(self, index: int, read: Callable[[Layer], None] | None, state: _Run) -> Callable:
         def tell(module: Any, args: tuple, out: Any) -> None:
-            read(Layer(index, *state.seen.pop(index), first(out)))
+            received, columns = state.seen.pop(index)
+            if read is not None:
+                read(Layer(index, received, columns, first(out)))
 
         return tell
 
@@ -209,14 +227,17 @@ class Scanner:
         z = query.new_empty(query.shape[0], length, query.shape[1], value.shape[-1])
         for start in range(0, length, size):
             rows = slice(start, min(start + size, length))
-            end = rows.stop if causal else length
-            z[:, rows], weights = attention(rows, end, _allowed(rows, end, causal, mask, keep, query.device))
+            visible = _visible(rows, length, causal, mask, keep, query.device)
+            z[:, rows], weights = attention(rows, visible)
             if state.real is not None:
                 weights = weights * state.real[:, None, rows, None]
-            received[:, :, :end] += weights.sum(2, dtype=received.dtype)
-            watched = [index for index, key_pos in enumerate(state.watched) if key_pos < end]
-            columns[:, :, rows, watched] = weights[..., [state.watched[index] for index in watched]].to(columns.dtype)
-        state.seen[layer] = (received, columns, query, key, value, z)
+            received[:, :, : visible.end] += weights.sum(2, dtype=received.dtype)
+            for index, watched in enumerate(state.watched):
+                if watched < visible.end:
+                    columns[:, :, rows, index] = weights[..., watched].to(columns.dtype)
+        state.seen[layer] = (received, columns)
+        if state.heads is not None:
+            state.heads(Heads(layer, received, columns, query, key, value, z))
         return z, None
 
     def written(self, layer: int, z: Tensor) -> Tensor:
@@ -253,18 +274,30 @@ def _edited(edit: Callable[[Tensor], Tensor]) -> Callable:
     return put
 
 
-def _allowed(
-    rows: slice, end: int, causal: bool, mask: Tensor | None, keep: Tensor | None, device: torch.device
-) -> Tensor | None:
-    """Which keys [row or 1, 1, query, key up to end] the queries of a block may see; None where all."""
-    queries, keys = torch.arange(rows.start, rows.stop, device=device), torch.arange(end, device=device)
+@dataclass(frozen=True)
+class _Visible:
+    """Which keys the queries of a block may see: all before `start`, and from it on those of `allowed`.
+
+    allowed is bool [row or 1, 1, query, key from `start` to `end`], or None where nothing is closed.
+    """
+
+    end: int
+    start: int = 0
+    allowed: Tensor | None = None
+
+
+def _visible(rows: slice, length: int, causal: bool, mask: Tensor | None, keep: Tensor | None, at: Any) -> _Visible:
+    queries, end = torch.arange(rows.start, rows.stop, device=at), rows.stop if causal else length
+    if mask is None and keep is None:  # only the square on the diagonal is partly closed
+        return _Visible(end, rows.start, (queries <= queries[:, None])[None, None]) if causal else _Visible(end)
+    keys = torch.arange(end, device=at)
     allowed = (keys <= queries[:, None])[None, None] if causal else None
     if mask is not None:
         allowed = mask[:, :, rows, :end] if mask.dtype == torch.bool else mask[:, :, rows, :end] == 0
     if keep is None:
-        return allowed
+        return _Visible(end, 0, allowed)
     open_ = ~keep[:, None, None, :end] | (keys == queries[:, None])  # a token may always look at itself
-    return open_ if allowed is None else allowed & open_
+    return _Visible(end, 0, open_ if allowed is None else allowed & open_)
 
 
 class _Blocks:
@@ -277,15 +310,15 @@ class _Blocks:
         self.query = (query * scale).unflatten(1, (self.shared, -1))  # [row, key-value head, group, pos, d_head]
         self.key, self.value = key.flatten(0, 1).transpose(1, 2), value.flatten(0, 1)
 
-    def __call__(self, rows: slice, end: int, allowed: Tensor | None) -> tuple[Tensor, Tensor]:
-        """What heads read [row, query, head, d_head], and weights [row, head, query, key up to `end`]."""
+    def __call__(self, rows: slice, visible: _Visible) -> tuple[Tensor, Tensor]:
+        """What heads read [row, query, head, d_head], and weights [row, head, query, key up to the last visible]."""
         query = self.query[:, :, :, rows].flatten(2, 3).flatten(0, 1)
-        scores = torch.bmm(query, self.key[:, :, :end])
-        split = scores.view(self.rows, self.heads, -1, end)
-        if allowed is not None:
-            split.masked_fill_(~allowed, torch.finfo(scores.dtype).min)
+        scores = torch.bmm(query, self.key[:, :, : visible.end])
+        split = scores.view(self.rows, self.heads, -1, visible.end)
+        if visible.allowed is not None:
+            split[..., visible.start :].masked_fill_(~visible.allowed, torch.finfo(scores.dtype).min)
         weights = _softmax(scores)
-        z = torch.bmm(weights.to(self.value.dtype), self.value[:, :end])
+        z = torch.bmm(weights.to(self.value.dtype), self.value[:, : visible.end])
         return z.view(self.rows, self.heads, -1, z.shape[-1]).transpose(1, 2), weights.view_as(split)
 
 
@@ -296,12 +329,12 @@ class _Eager:
         self.attention = sys.modules[type(module).__module__].eager_attention_forward
         self.module, self.query, self.key, self.value, self.options = module, query, key, value, options
 
-    def __call__(self, rows: slice, end: int, allowed: Tensor | None) -> tuple[Tensor, Tensor]:
+    def __call__(self, rows: slice, visible: _Visible) -> tuple[Tensor, Tensor]:
         """As `_Blocks`."""
-        bias, query = None, self.query[:, :, rows]
-        if allowed is not None:
-            bias = torch.zeros_like(allowed, dtype=query.dtype)
-            bias.masked_fill_(~allowed, torch.finfo(query.dtype).min)
+        query, end, bias = self.query[:, :, rows], visible.end, None
+        if visible.allowed is not None:
+            bias = query.new_zeros(*visible.allowed.shape[:3], end)
+            bias[..., visible.start :].masked_fill_(~visible.allowed, torch.finfo(query.dtype).min)
         return self.attention(self.module, query, self.key[:, :, :end], self.value[:, :, :end], bias, **self.options)
 
 
