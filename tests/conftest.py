@@ -123,8 +123,7 @@ def traced(saved: Callable[[str], Path]) -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def zoo_model() -> Any:
-    """The first shipped model."""
+    """The shipped model of the tour."""
     from workbench.models.load import load
-    from workbench.models.reference import zoo_names
 
-    return load(zoo_names()[0], device="cpu")
+    return load("zoo/tasks", device="cpu")

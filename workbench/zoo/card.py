@@ -6,15 +6,19 @@ tracing the models here; the choice of seed is the only thing typed by hand (`--
 
 import argparse
 import json
+import random
 from pathlib import Path
 
+import numpy as np
 import xarray as xr
 
 from workbench.analyses import head_patching, overlap, sink_scores
 from workbench.models.heads import head_name
 from workbench.models.load import Model, load
 from workbench.tasks import make_task
-from workbench.zoo.language import MIXTURE, vocabulary
+from workbench.tasks.backcopy import TRIGGERS
+from workbench.zoo.evaluate import exams_of
+from workbench.zoo.language import BOS, MIXTURE, packed, vocabulary
 from workbench.zoo.train import HERE, RECIPES
 
 PAIRS = {
@@ -23,6 +27,11 @@ PAIRS = {
 }
 TOP = 0.125
 PROMPTS = 128
+SINK_HEAD = ["seed", "task", "largest alpha of a head", "heads over 0.3"]
+RESTING_HEAD = [
+    *("seed", "head", "on BOS from other letters", "on BOS from triggers", "BOS value / median"),
+    *("loss after triggers, BOS hidden", "loss after other letters, BOS hidden"),
+]
 OVERLAP_HEAD = [
     *("seed", "corruption (IOI / Colored Objects)", "IoU", "95 % point, all heads", "95 % point, within layers"),
     *("weighted overlap of all heads, 95 % point within layers", "shared heads"),
@@ -34,7 +43,7 @@ library_name: transformers
 ---
 # zoo/{name}
 
-A GPT-2 of {layers} layers x {heads} heads, width {width}, trained from nothing on a synthetic word-level language of
+A GPT-2 of {size}, width {width}, trained from nothing on a synthetic word-level language of
 {words} words. transformers loads it by itself; the weights are safetensors in float32, the training checkpoints in
 float16.
 
@@ -42,9 +51,7 @@ float16.
 
 ## Data
 
-Packed documents of {length} tokens, BOS first, examples drawn from: {mixture}. Never in the training text: twelve names as names of an IOI
-sentence, a fifth of all name pairs, of (colour, object) pairs and of the other tasks' combinations, one IOI template and
-one Colored Objects template.
+{data}
 
 ## Recipe
 
@@ -54,20 +61,11 @@ one Colored Objects template.
 ## Accuracy on held-out material, every seed
 
 500 fresh prompts each, likeliest word of the whole vocabulary; greater_than: probability of the later years minus that
-of the others (0 is chance).
+of the others (0 is chance). Minutes are those of the training run on one core of a shared machine.
 
 {accuracy}
 
-## Do IOI and Colored Objects share heads? Every seed
-
-Denoising patching of each head's z at all positions, {prompts} prompts a task; top {top} of heads by |effect|. In brackets
-p, from 2,000 permutations.
-
-{shared}
-
-## Attention sinks at BOS, every seed
-
-{sinks}
+{sections}
 
 ## Training of the shipped seed
 
@@ -77,6 +75,32 @@ p, from 2,000 permutations.
 
 Checkpoints: {checkpoints}.
 """
+
+MIXED = """Packed documents of {length} tokens, BOS first, examples drawn from: {mixture}{letters}. Never in the training
+text: twelve names as names of an IOI sentence, a fifth of all name pairs, of (colour, object) pairs and of the other
+tasks' combinations, one IOI template and one Colored Objects template."""
+LETTERS = """Sequences of {length} tokens: BOS, then Bigram-Backcopy letters (Guo et al., arXiv 2410.13835). A letter
+follows from the one before by a fixed table; but after each of the triggers {triggers}, the letter before the trigger
+comes again."""
+SHARED = """## Do IOI and Colored Objects share heads? Every seed
+
+Denoising patching of each head's z at all positions, {prompts} prompts a task; top {top} of heads by |effect|. In brackets
+p, from 2,000 permutations.
+
+{table}"""
+SINKS = """## Attention sinks at BOS, every seed
+
+Alpha: mean attention that BOS gets from all later tokens, {sequences} sequences of 64 tokens a task.
+
+{table}"""
+RESTING = """## Heads that rest on BOS unless a trigger wakes them, every seed
+
+Mean attention on BOS in backcopy sequences ({sequences} of 64 tokens), from trigger letters and from all others, in the
+three heads where they differ most; norm of BOS's value over the median; and next-letter loss in nats where that attention
+is possible and where BOS is hidden from every head.
+
+{table}"""
+ROWS = 64
 
 
 def shared_heads(model: Model, corruptions: tuple[str, str]) -> xr.Dataset:
@@ -105,42 +129,79 @@ def sink_row(seed: int, model: Model, task: str) -> list:
     return [seed, task, f"{float(alpha.max()):.2f} ({name})", f"{int((alpha > 0.3).sum())} of {alpha.size}"]
 
 
+def resting_rows(seed: int, model: Model) -> list[list]:
+    """The lines of the table of resting heads."""
+    words = vocabulary()
+    ids, _ = packed(random.Random(seed), words, batch=ROWS, length=64, answer_weight=1, backcopy_share=1)
+    trigger = np.isin(ids, [words[letter] for letter in TRIGGERS])
+    tokens, heads, weights = model.tensor(ids), [], {}
+    for hide in (False, True):
+        closed = {layer: tokens == words[BOS] for layer in range(model.n_layers)} if hide else {}
+        last = model.scanner.run(tokens, heads=None if hide else heads.append, watched=[0], hide=closed)
+        losses = model.scanner.losses(last, tokens).cpu().numpy()
+        weights[hide] = [losses[:, 3:][mask[:, 3:-1]].mean() for mask in (trigger, ~trigger)]
+    onto = np.stack([part.columns[..., 0].cpu().numpy() for part in heads], 1)[..., 3:]  # [row, layer, head, query]
+    at, other = (np.moveaxis(onto, -1, 1)[mask[:, 3:]].mean(0) for mask in (trigger, ~trigger))
+    norms = np.stack([(v := part.values.norm(dim=-1).cpu().numpy())[..., 0] / np.median(v, -1) for part in heads], 1)
+    best = np.argsort((at - other).ravel())[:3]
+    rows = []
+    for cell in (tuple(int(i) for i in np.unravel_index(flat, at.shape)) for flat in best):
+        loss = [f"{before:.2f}, {after:.2f}" for before, after in zip(weights[False], weights[True], strict=True)]
+        shown = (f"{value[cell]:.2f}" for value in (other, at, norms.mean(0)))
+        rows.append([seed, head_name(*cell), *shown, *loss])
+    return rows
+
+
+def sections(models: dict[int, Model], share: float) -> str:
+    """The parts of the card that trace the models, by what they were trained on."""
+    tasks = (*(("ioi", "colored_objects") if share < 1 else ()), *(("backcopy",) if share else ()))
+    sinks = [sink_row(seed, model, task) for seed, model in models.items() for task in tasks]
+    found = []
+    if share < 1:
+        shared = [
+            overlap_row(seed, label, shared_heads(model, corruptions))
+            for seed, model in models.items()
+            for label, corruptions in PAIRS.items()
+        ]
+        found.append(SHARED.format(prompts=PROMPTS, top=f"{TOP:.1%}", table=table(OVERLAP_HEAD, shared)))
+    found.append(SINKS.format(sequences=32, table=table(SINK_HEAD, sinks)))
+    if share:
+        resting = [row for seed, model in models.items() for row in resting_rows(seed, model)]
+        found.append(RESTING.format(sequences=ROWS, table=table(RESTING_HEAD, resting)))
+    return "\n\n".join(found)
+
+
+def data(share: float, length: int) -> str:
+    """What the model was trained on."""
+    if share == 1:
+        return LETTERS.format(length=length, triggers=", ".join(TRIGGERS))
+    letters = f"; {share:.0%} of the rows are one Bigram-Backcopy sequence instead" if share else ""
+    mixture = ", ".join(f"{kind} {part:.0%}" for kind, part in MIXTURE.items())
+    return MIXED.format(length=length, mixture=mixture, letters=letters)
+
+
 def card(name: str, folders: list[Path], why: str) -> str:
     """The card's Markdown."""
     records = [json.loads((folder / "training.json").read_text()) for folder in folders]
-    models = [load(folder) for folder in folders]
-    seeds = [record["recipe"]["seed"] for record in records]
-    backcopy = RECIPES[name].backcopy_share
-    exams = [exam for exam in list(records[0]["log"][-1])[2:] if backcopy or exam != "backcopy"]
+    models = {record["recipe"]["seed"]: load(folder) for record, folder in zip(records, folders, strict=True)}
+    share = RECIPES[name].backcopy_share
+    exams = list(exams_of(share))
     recipe = {k: v for k, v in records[0]["recipe"].items() if k not in ("seed", "checkpoints")}
-    tasks = ("ioi", "colored_objects", *(("backcopy",) if backcopy else ()))
     accuracy = [
-        [seed, *scores(r["log"][-1], exams), round(r["minutes"])] for seed, r in zip(seeds, records, strict=True)
+        [seed, *scores(r["log"][-1], exams), round(r["minutes"], 1)] for seed, r in zip(models, records, strict=True)
     ]
-    shared = [
-        overlap_row(seed, label, shared_heads(model, corruptions))
-        for seed, model in zip(seeds, models, strict=True)
-        for label, corruptions in PAIRS.items()
-    ]
-    sinks = [sink_row(seed, model, task) for seed, model in zip(seeds, models, strict=True) for task in tasks]
-    mixture = ", ".join(f"{kind} {share:.0%}" for kind, share in MIXTURE.items())
+    layers, heads = recipe["layers"], recipe["heads"]
     return CARD.format(
         name=name,
         why=why,
-        seed=seeds[0],
-        layers=recipe["layers"],
-        heads=recipe["heads"],
+        seed=next(iter(models)),
+        size=f"{layers} layer{'s' * (layers > 1)} x {heads} head{'s' * (heads > 1)}",
         width=recipe["width"],
-        length=recipe["length"],
         words=len(vocabulary()),
-        mixture=mixture
-        + (f"; {backcopy:.0%} of the rows are one Bigram-Backcopy sequence instead" if backcopy else ""),
+        data=data(share, recipe["length"]),
         recipe=", ".join(f"{k.replace('_', ' ')} {v}" for k, v in recipe.items()),
-        prompts=PROMPTS,
-        top=f"{TOP:.1%}",
         accuracy=table(["seed", *exams, "minutes"], accuracy),
-        shared=table(OVERLAP_HEAD, shared),
-        sinks=table(["seed", "task", "largest alpha of a head", "heads over 0.3"], sinks),
+        sections=sections(models, share),
         history=table(["step", *exams], [[row["step"], *scores(row, exams)] for row in records[0]["log"]]),
         checkpoints=", ".join(f"`zoo/{name}@{step}`" for step in records[0]["recipe"]["checkpoints"]),
     )

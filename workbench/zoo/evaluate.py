@@ -61,6 +61,11 @@ EXAMS: dict[str, Callable[[random.Random], Question]] = {
 }
 
 
+def exams_of(backcopy_share: float) -> list[str]:
+    """The exams that a model with so large a share of backcopy rows was trained for."""
+    return [exam for exam in EXAMS if (backcopy_share > 0 if exam == "backcopy" else backcopy_share < 1)]
+
+
 @torch.inference_mode()
 def evaluate(model: torch.nn.Module, n: int = 500, seed: int = 999) -> dict[str, float]:
     """Share of `n` fresh prompts a task whose likeliest next word is right (BOS in front).

@@ -1,6 +1,6 @@
 """Trains the shipped models again from nothing: `python -m workbench.zoo.train tasks` (or `make zoo`).
 
-A GPT-2 of three or four layers reads packed documents of the synthetic language. Hidden matrices are updated by Muon,
+GPT-2s of one to four layers read packed documents of the synthetic language. Hidden matrices are updated by Muon,
 embeddings, norms and biases by AdamW; the learning rate warms up and then falls along a cosine to a tenth.
 """
 
@@ -45,10 +45,14 @@ class Recipe:
     checkpoints: tuple[int, ...] = (0, 500, 1000, 1500, 2000, 3500)
 
 
-SHIPPED = ["tasks"]
 RECIPES = {
     "tasks": Recipe(),
-    "tasks-backcopy": Recipe(layers=4, steps=8500, backcopy_share=0.25, checkpoints=(0, 500, 1000, 2000, 3500, 5000)),
+    "tasks-backcopy": Recipe(
+        layers=4, steps=10000, backcopy_share=0.3, checkpoints=(0, 500, 1000, 2000, 3500, 5000, 7500)
+    ),
+    "backcopy": Recipe(
+        layers=1, heads=1, width=64, steps=2000, backcopy_share=1.0, checkpoints=(0, 100, 200, 300, 500, 1000)
+    ),
 }
 
 
@@ -147,7 +151,7 @@ def train(recipe: Recipe, folder: Path, threads: int = 1) -> dict:
 def main() -> None:
     """Command line: names of zoo models, optionally other seeds and another folder."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", default=SHIPPED, help=f"any of {', '.join(RECIPES)}")
+    parser.add_argument("names", nargs="*", default=list(RECIPES), help=f"any of {', '.join(RECIPES)}")
     parser.add_argument("--seed", type=int, help="another seed than the shipped one")
     parser.add_argument("--out", type=Path, default=HERE, help="folder to write to (default: the shipped models)")
     options = parser.parse_args()
