@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from workbench.analyses import AnalysisError, attention, sink_scores
+from workbench.analyses import AnalysisError, sink_scores
 from workbench.analyses.sink_scores import uniform_alpha
 from workbench.models.load import wrap
 from workbench.tasks import make_task
@@ -154,19 +154,3 @@ def test_a_length_the_model_cannot_take_is_refused(length, traced):
 def test_a_threshold_outside_the_range_is_refused(epsilon, traced):
     with pytest.raises(AnalysisError, match="epsilon is"):
         sink_scores(traced("gpt2"), task(), epsilon=epsilon)
-
-
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_attention_is_that_of_plain_transformers(family, traced, saved):
-    model = traced(family)
-    ds = attention(model, task(), prompt=3)
-    tokens = task().encode(model.tokenizer, bos=True).clean[3]
-    patterns, _, _ = observed(saved(family), family, tokens[None])
-    np.testing.assert_allclose(ds["pattern"], np.stack(patterns)[:, 0], atol=1e-6)
-    assert ds["token"].values.tolist() == ["<bos>", *ds.attrs["text"].split()]
-
-
-@pytest.mark.parametrize("prompt", [-1, 8])
-def test_a_prompt_that_is_not_there_is_refused(prompt, traced):
-    with pytest.raises(AnalysisError, match="has the prompts 0 to 7"):
-        attention(traced("gpt2"), task(), prompt=prompt)

@@ -123,35 +123,46 @@ def measure(model: "Model", tokens: np.ndarray, lengths: np.ndarray | None = Non
 
     `lengths` are the tokens of each row that are not padding, where there is any on the right.
     """
-    found: dict[str, list[np.ndarray]] = {name: [] for name in LABELS}
-    real = np.full(len(tokens), tokens.shape[1]) if lengths is None else lengths
-    seen_by = np.maximum(real[:, None] - np.arange(tokens.shape[1]) * model.scanner.causal(), 1)
+    rows, length = tokens.shape
+    real = np.full(rows, length) if lengths is None else lengths
+    seen_by = np.maximum(real[:, None] - np.arange(length) * model.scanner.causal(), 1)
     queries = model.tensor(seen_by)[:, None]
+    shapes = {"residual_norm": (length,), "output_norm": (model.n_heads,)}
+    # Made before the run: small arrays kept between its large ones would scatter the memory.
+    found = {
+        name: np.empty((rows, model.n_layers, *shapes.get(name, (model.n_heads, length))), np.float32)
+        for name in LABELS
+    }
 
     def attention(heads: "Heads") -> None:
-        group = heads.queries.shape[1] // heads.keys.shape[1]
-        found["alpha"].append(_array(heads.received / queries))
-        found["value_norm"].append(np.repeat(_relative_norm(heads.values), group, axis=1))
-        found["key_norm"].append(np.repeat(_relative_norm(heads.keys), group, axis=1))
-        found["query_key_cosine"].append(_array(_cosine(heads, group, queries)))
-        found["output_norm"].append(_array(model.scanner.written(heads.index, heads.z).mean(1)))
+        at, group = heads.index, heads.queries.shape[1] // heads.keys.shape[1]
+        found["alpha"][:, at] = _array(heads.received / queries)
+        found["value_norm"][:, at] = np.repeat(_relative_norm(heads.values), group, axis=1)
+        found["key_norm"][:, at] = np.repeat(_relative_norm(heads.keys), group, axis=1)
+        found["query_key_cosine"][:, at] = _array(_cosine(heads, group, queries))
+        found["output_norm"][:, at] = _array(model.scanner.written(at, heads.z).mean(1))
 
     def stream(layer: "Layer") -> None:
-        found["residual_norm"].append(_relative_norm(layer.hidden))
+        found["residual_norm"][:, layer.index] = _relative_norm(layer.hidden)
 
     padded = None if lengths is None else model.tensor(lengths)
     model.scanner.run(model.tensor(tokens), stream, heads=attention, lengths=padded)
-    return {name: np.stack(layers, 1) for name, layers in found.items()}
+    return found
 
 
 def _cosine(heads: "Heads", group: int, queries: "torch.Tensor") -> "torch.Tensor":
     """Mean cosine of each key with the queries that can see it, [row, head, key]."""
+    from torch import empty_like
     from torch.nn.functional import normalize
 
-    asking, keys = normalize(heads.queries, dim=-1), normalize(heads.keys, dim=-1).repeat_interleave(group, 1)
-    causal = int(queries[0, 0, 0]) != int(queries[0, 0, -1])
-    later = asking.flip(2).cumsum(2).flip(2) if causal else asking.sum(2, keepdim=True)
-    return (later * keys).sum(-1) / queries
+    causal, found = int(queries[0, 0, 0]) != int(queries[0, 0, -1]), empty_like(heads.received)
+    for head in range(found.shape[1]):  # one at a time, so that little is held
+        asking, keys = normalize(heads.queries[:, head], dim=-1), normalize(heads.keys[:, head // group], dim=-1)
+        asked = asking.sum(1, keepdim=True)
+        if causal:
+            asked = asked - asking.cumsum(1) + asking
+        found[:, head] = (asked * keys).sum(-1)
+    return found / queries
 
 
 def _array(tensor: "torch.Tensor") -> np.ndarray:

@@ -5,6 +5,7 @@ attention each key receives, and the columns of chosen keys. The family's own bl
 """
 
 import contextlib
+import math
 import sys
 import threading
 from collections.abc import Callable, Mapping
@@ -47,6 +48,20 @@ class Heads:
     keys: Tensor
     values: Tensor
     z: Tensor
+    options: Mapping[str, Any]
+
+    def scores(self) -> Tensor:
+        """Pre-softmax scores [row, head, query, key], scaled and capped as the family does; later keys included.
+
+        Raises:
+            ScanError: when a position bias is added to them.
+        """
+        if self.options.get("position_bias") is not None:
+            raise ScanError("its attention adds a position bias to the scores")
+        keys = self.keys.repeat_interleave(self.queries.shape[1] // self.keys.shape[1], 1)
+        scale, cap = self.options.get("scaling"), self.options.get("softcap")
+        found = self.queries @ keys.transpose(2, 3) * (keys.shape[-1] ** -0.5 if scale is None else scale)
+        return found if cap is None else cap * torch.tanh(found / cap)
 
 
 @dataclass
@@ -237,16 +252,17 @@ class Scanner:
                     columns[:, :, rows, index] = weights[..., watched].to(columns.dtype)
         state.seen[layer] = (received, columns)
         if state.heads is not None:
-            state.heads(Heads(layer, received, columns, query, key, value, z))
+            state.heads(Heads(layer, received, columns, query, key, value, z, options))
         return z, None
 
     def written(self, layer: int, z: Tensor) -> Tensor:
         """Norm of what each head writes to the residual stream, ||z W_O|| [row, pos, head], for z as in `Layer`."""
-        weight = matrix(self.outputs[layer])[0].unflatten(1, (self.n_heads, -1)).to(torch.float32)
-        gram = torch.einsum("nhd,nhe->hde", weight, weight)  # z W_O itself would be d_model wide for every head
-        z = z.to(torch.float32)
-        squares = torch.einsum("rphd,hde,rphe->rph", z, gram, z)
-        return squares.clamp_min(0).sqrt()
+        weight = matrix(self.outputs[layer])[0].unflatten(1, (self.n_heads, -1))
+        found = torch.empty(z.shape[:3], device=z.device)
+        for head in range(self.n_heads):  # z W_O itself would be d_model wide for every head
+            own, read = weight[:, head].float(), z[:, :, head].float()
+            found[:, :, head] = ((read @ (own.T @ own)) * read).sum(-1)
+        return found.clamp_min_(0).sqrt_()
 
     def unembed(self, normed: Tensor) -> Tensor:
         """Logits, float32 at least [..., vocab], of normed last residuals [..., d_model]."""
@@ -304,16 +320,17 @@ class _Blocks:
     """Scaled dot-product attention of a block of queries; heads that share keys and values are one product."""
 
     def __init__(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> None:
-        self.rows, self.heads, _, self.width = query.shape
-        self.shared = key.shape[1]
-        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        self.query = (query * scale).unflatten(1, (self.shared, -1))  # [row, key-value head, group, pos, d_head]
+        self.rows, self.heads, length, width = query.shape
+        self.scale = width**-0.5 if scaling is None else scaling
+        self.query = query.unflatten(1, (key.shape[1], -1))  # [row, key-value head, group, pos, d_head]
         self.key, self.value = key.flatten(0, 1).transpose(1, 2), value.flatten(0, 1)
+        self.space = query.new_empty(self.rows * self.heads * BLOCK[query.device.type] * length)
 
     def __call__(self, rows: slice, visible: _Visible) -> tuple[Tensor, Tensor]:
         """What heads read [row, query, head, d_head], and weights [row, head, query, key up to the last visible]."""
-        query = self.query[:, :, :, rows].flatten(2, 3).flatten(0, 1)
-        scores = torch.bmm(query, self.key[:, :, : visible.end])
+        query = (self.query[:, :, :, rows] * self.scale).flatten(2, 3).flatten(0, 1)
+        shape = (*query.shape[:2], visible.end)
+        scores = torch.bmm(query, self.key[:, :, : visible.end], out=self.space[: math.prod(shape)].view(shape))
         split = scores.view(self.rows, self.heads, -1, visible.end)
         if visible.allowed is not None:
             split[..., visible.start :].masked_fill_(~visible.allowed, torch.finfo(scores.dtype).min)
