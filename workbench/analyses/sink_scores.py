@@ -123,10 +123,11 @@ def measure(model: "Model", tokens: np.ndarray, lengths: np.ndarray | None = Non
 
     `lengths` are the tokens of each row that are not padding, where there is any on the right.
     """
-    rows, length = tokens.shape
-    real = np.full(rows, length) if lengths is None else lengths
-    seen_by = np.maximum(real[:, None] - np.arange(length) * model.scanner.causal(), 1)
-    queries = model.tensor(seen_by)[:, None]
+    (rows, length), causal = tokens.shape, model.scanner.causal()
+    ends = np.full(rows, length) if lengths is None else lengths
+    real = np.arange(length) < ends[:, None]
+    queries = model.tensor(np.maximum(ends[:, None] - np.arange(length) * causal, 1))[:, None]  # that see each key
+    asking = model.tensor(real)[..., None]
     shapes = {"residual_norm": (length,), "output_norm": (model.n_heads,)}
     # Made before the run: small arrays kept between its large ones would scatter the memory.
     found = {
@@ -137,42 +138,45 @@ def measure(model: "Model", tokens: np.ndarray, lengths: np.ndarray | None = Non
     def attention(heads: "Heads") -> None:
         at, group = heads.index, heads.queries.shape[1] // heads.keys.shape[1]
         found["alpha"][:, at] = _array(heads.received / queries)
-        found["value_norm"][:, at] = np.repeat(_relative_norm(heads.values), group, axis=1)
-        found["key_norm"][:, at] = np.repeat(_relative_norm(heads.keys), group, axis=1)
-        found["query_key_cosine"][:, at] = _array(_cosine(heads, group, queries))
-        found["output_norm"][:, at] = _array(model.scanner.written(at, heads.z).mean(1))
+        found["value_norm"][:, at] = np.repeat(_relative_norm(heads.values, real[:, None]), group, axis=1)
+        found["key_norm"][:, at] = np.repeat(_relative_norm(heads.keys, real[:, None]), group, axis=1)
+        found["query_key_cosine"][:, at] = _array(_cosines(heads, asking, causal) / queries)
+        written = (model.scanner.written(at, heads.z) * asking).sum(1) / asking.sum(1)
+        found["output_norm"][:, at] = _array(written)
 
     def stream(layer: "Layer") -> None:
-        found["residual_norm"][:, layer.index] = _relative_norm(layer.hidden)
+        found["residual_norm"][:, layer.index] = _relative_norm(layer.hidden, real)
 
     padded = None if lengths is None else model.tensor(lengths)
     model.scanner.run(model.tensor(tokens), stream, heads=attention, lengths=padded)
     return found
 
 
-def _cosine(heads: "Heads", group: int, queries: "torch.Tensor") -> "torch.Tensor":
-    """Mean cosine of each key with the queries that can see it, [row, head, key]."""
+def _cosines(heads: "Heads", asking: "torch.Tensor", causal: bool) -> "torch.Tensor":
+    """Cosines of each key with the queries that can see it, summed, [row, head, key]; `asking` [row, pos, 1]."""
     from torch import empty_like
     from torch.nn.functional import normalize
 
-    causal, found = int(queries[0, 0, 0]) != int(queries[0, 0, -1]), empty_like(heads.received)
+    found, group = empty_like(heads.received), heads.queries.shape[1] // heads.keys.shape[1]
     for head in range(found.shape[1]):  # one at a time, so that little is held
-        asking, keys = normalize(heads.queries[:, head], dim=-1), normalize(heads.keys[:, head // group], dim=-1)
-        asked = asking.sum(1, keepdim=True)
+        queries, keys = normalize(heads.queries[:, head], dim=-1), normalize(heads.keys[:, head // group], dim=-1)
+        queries *= asking
+        seeing = queries.sum(1, keepdim=True)
         if causal:
-            asked = asked - asking.cumsum(1) + asking
-        found[:, head] = (asked * keys).sum(-1)
-    return found / queries
+            seeing = seeing - queries.cumsum(1) + queries
+        found[:, head] = (seeing * keys).sum(-1)
+    return found * asking[:, None, :, 0]
 
 
 def _array(tensor: "torch.Tensor") -> np.ndarray:
     return tensor.float().cpu().numpy()
 
 
-def _relative_norm(vectors: "torch.Tensor") -> np.ndarray:
-    """Euclidean norms over the last axis, divided by their median over the positions (the axis before it)."""
+def _relative_norm(vectors: "torch.Tensor", real: np.ndarray) -> np.ndarray:
+    """Norms over the last axis, divided by their median over the positions (the axis before it); 0 for padding."""
     norms = _array(vectors.float().norm(dim=-1))
-    return norms / np.maximum(np.median(norms, axis=-1, keepdims=True), TINY)
+    middle = np.median(norms, axis=-1) if real.all() else np.nanmedian(np.where(real, norms, np.nan), axis=-1)
+    return norms / np.maximum(middle, TINY)[..., None] * real
 
 
 def uniform_alpha(length: int) -> np.ndarray:

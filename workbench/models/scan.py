@@ -209,13 +209,10 @@ class Scanner:
                 stack.callback(block.register_forward_hook(self._told(index, read, state)).remove)
             for index, edit in (mlps or {}).items():
                 stack.callback(self.mlps[index].register_forward_hook(_edited(edit)).remove)
-            mask = {} if real is None else {"attention_mask": real.long()}
-            out = self.base(input_ids=tokens, use_cache=False, **mask) if self._caches() else None
-            out = self.base(input_ids=tokens, **mask) if out is None else out
-        return out.last_hidden_state
-
-    def _caches(self) -> bool:
-        return hasattr(self.module.config.get_text_config(), "use_cache")
+            options: dict[str, Any] = {} if real is None else {"attention_mask": real.long()}
+            if hasattr(self.module.config.get_text_config(), "use_cache"):
+                options["use_cache"] = False
+            return self.base(input_ids=tokens, **options).last_hidden_state
 
     def _told(self, index: int, read: Callable[[Layer], None] | None, state: _Run) -> Callable:
         def tell(module: Any, args: tuple, out: Any) -> None:
