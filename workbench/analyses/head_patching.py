@@ -2,35 +2,20 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import xarray as xr
 
 from workbench.analyses._base import AnalysisError, analysis
-from workbench.analyses._patching import (
-    Group,
-    Runs,
-    Z,
-    chunks,
-    gap_between,
-    groups,
-    named,
-    plain_metric,
-    share,
-    two_runs,
-)
+from workbench.analyses._one_head import OneHead
+from workbench.analyses._patching import gap_between, groups, named, share, two_runs
 from workbench.progress import Cancelled, track
 from workbench.schema import SIGN
 from workbench.tasks import Prompts, Task
 
 if TYPE_CHECKING:
-    import torch
-
     from workbench.models.model import Model
-
-Patch = Callable[[int, int, np.ndarray | None], np.ndarray | None]  # layer, group, place -> metric [head, row]
 
 
 @analysis(
@@ -75,10 +60,10 @@ def head_patching(
     patched = np.empty((len(prompts), len(places), model.n_layers, model.n_heads))
     work = list(itertools.product(range(model.n_layers), range(len(parts)), range(len(places))))
     left = Counter(layer for layer, *_ in work)
-    patch = _fast(model, parts, runs) if model.trunk else _plain(model, parts, batch)
+    one = OneHead(model, parts, runs, batch)
     for layer, index, which in track(work, f"head_patching {task.name}", len(work)):
         rows, place = parts[index].rows, list(places.values())[which]
-        values = patch(layer, index, None if place is None else place[rows])
+        values = _patched(one, layer, index, None if place is None else place[rows])
         patched[rows, which, layer] = corrupted[rows, None] if values is None else values.T
         left[layer] -= 1
     finished = sum(left[layer] == 0 for layer in range(model.n_layers))
@@ -104,60 +89,17 @@ def _places(prompts: Prompts, positions: str) -> dict[str | int, np.ndarray | No
     return {index: np.full(len(prompts), index) for index in range(lengths.pop())}
 
 
-def _fast(model: "Model", parts: list[Group], runs: list[Runs]) -> Patch:
-    """Every head of a layer in one folded run of what comes after it, from the first position that differs."""
-    trunk = model.trunk
-    assert trunk is not None
-
-    def patch(layer: int, index: int, place: np.ndarray | None) -> np.ndarray | None:
-        run, group = runs[index], parts[index]
-        length, count = group.clean.shape[1], len(group.rows)
-        start = group.start if place is None else max(group.start, int(place.min()))
-        if place is not None and place.max() < start:
-            return None  # both runs are the same up to there
-        columns, found = group.columns(trunk.device), []
-        for heads in chunks(model.n_heads, trunk.rows(length - start, length) // count):
-            z = run.corrupted.z[layer][:, start:].repeat(len(heads), 1, 1, 1)
-            _restore(run.clean.z[layer][:, start:], heads, None if place is None else place - start)(z)
-            hidden = run.corrupted.inputs[layer][:, start:].repeat(len(heads), 1, 1)
-            last = trunk.run_on(layer, hidden, run.corrupted, start, attention=trunk.out(layer, z))
-            found.append(group.meter(trunk.logits(last, columns)))
-        return np.concatenate(found)
-
-    return patch
-
-
-def _plain(model: "Model", parts: list[Group], batch: int) -> Patch:
-    """The same by whole forward passes with a hook, several heads side by side where prompts are few."""
-    names = [Z.format(layer) for layer in range(model.n_layers)]
-    states = [model.capture(group.clean, names)[1] for group in parts]
-
-    def patch(layer: int, index: int, place: np.ndarray | None) -> np.ndarray:
-        group, state, found = parts[index], states[index][Z.format(layer)], []
-        for heads in chunks(model.n_heads, batch // len(group.rows)):
-            restore = _restore(state, heads, place)
-            edits = {Z.format(layer): lambda value, restore=restore: restore(value.clone())}
-            found.append(plain_metric(model, group, np.tile(group.corrupted, (len(heads), 1)), edits))
-        return np.concatenate(found)
-
-    return patch
-
-
-def _restore(state: "torch.Tensor", heads: range, place: np.ndarray | None):
-    """A function that puts clean z [row, pos, head, d_head] into a value: head `heads[i]` in the i-th repeat of rows.
-
-    `place` is the token index in each row, or None for all positions; a row whose index is negative is left alone.
-    """
-    count = len(state)
-    rows = slice(None) if place is None else np.flatnonzero(place >= 0).tolist()
-    where = slice(None) if place is None else place[place >= 0].tolist()
-
-    def put(value: "torch.Tensor") -> "torch.Tensor":
-        for repeat, head in enumerate(heads):
-            value[repeat * count : (repeat + 1) * count][rows, where, head] = state[rows, where, head]
-        return value
-
-    return put
+def _patched(one: OneHead, layer: int, index: int, place: np.ndarray | None) -> np.ndarray | None:
+    """Metric [head, row] with each head's clean z in the corrupted run; None where both runs are the same there."""
+    group, clean = one.parts[index], one.z("clean", layer, index)
+    if place is None:
+        return one.metric("corrupted", layer, index, clean, group.start)
+    start = max(group.start, int(place.min()))
+    if place.max() < start:
+        return None
+    z, rows = one.z("corrupted", layer, index).clone(), range(len(place))
+    z[rows, place.tolist()] = clean[rows, place.tolist()]
+    return one.metric("corrupted", layer, index, z, start)
 
 
 def _dataset(
