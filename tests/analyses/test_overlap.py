@@ -175,8 +175,10 @@ def test_what_cannot_be_compared_is_refused():
     first = result(A, "a")
     with pytest.raises(AnalysisError, match="two or more"):
         overlap(first)
-    with pytest.raises(AnalysisError, match="different models"):
+    with pytest.raises(AnalysisError, match="different analyses or models"):
         overlap(first, result(B, "b", model_hash="another"))
+    with pytest.raises(AnalysisError, match="different analyses or models"):
+        overlap(first, result(B, "b", analysis="sink_aware_patching"))
     with pytest.raises(AnalysisError, match="stopped early"):
         overlap(first, result(B[:1], "b"))
     with pytest.raises(AnalysisError, match=r"given twice \(a\)"):

@@ -19,7 +19,7 @@ FINEST = 64  # circuit sizes on the curve
 SPLITS = 20  # random halves of the prompts, for the ceiling
 DRAWN = 2e7  # numbers shuffled in a null, at most; fewer draws for more edges
 SAME = ("model", "model_hash", "checkpoint", "dtype", "folding", "bos", "trust")
-COMPARED = ("model_hash", "dtype", "folding", "bos")
+COMPARED = ("analysis", "model_hash", "dtype", "folding", "bos")
 
 
 @dataclass(frozen=True)
@@ -134,8 +134,8 @@ def _scored(results: tuple[xr.Dataset, ...], top: float, seed: int) -> Scored:
             )
         if _made_with(ds, variable) != _made_with(results[0], variable):
             raise AnalysisError(
-                "These results come from different models, or differ in dtype, folding or BOS, or one run was stopped "
-                "early; trace every task in the same way."
+                "These results come from different analyses or models, or differ in dtype, folding or BOS, or one run "
+                "was stopped early; trace every task in the same way."
             )
     titles = [ds.attrs["task"] for ds in results]
     if len(set(titles)) < len(titles):
