@@ -60,8 +60,8 @@ float16.
 
 ## Accuracy on held-out material, every seed
 
-500 fresh prompts each, likeliest word of the whole vocabulary; greater_than: probability of the later years minus that
-of the others (0 is chance). Minutes are those of the training run on one core of a shared machine.
+500 fresh prompts each, likeliest word of the whole vocabulary{greater}. Minutes are those of the training run on one
+core of a shared machine.
 
 {accuracy}
 
@@ -201,6 +201,7 @@ def card(name: str, folders: list[Path], why: str) -> str:
         data=data(share, recipe["length"]),
         recipe=", ".join(f"{k.replace('_', ' ')} {v}" for k, v in recipe.items()),
         accuracy=table(["seed", *exams, "minutes"], accuracy),
+        greater="; greater_than: probability of the later years minus that of the others (0 is chance)" * (share < 1),
         sections=sections(models, share),
         history=table(["step", *exams], [[row["step"], *scores(row, exams)] for row in records[0]["log"]]),
         checkpoints=", ".join(f"`zoo/{name}@{step}`" for step in records[0]["recipe"]["checkpoints"]),
