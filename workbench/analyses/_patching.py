@@ -1,6 +1,6 @@
 """What the exact analyses share: pairs of prompts of one length, the metric on few logits, and their two plain runs."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -185,11 +185,18 @@ def slopes_of(trunk: "Trunk", group: Group) -> "Callable[[torch.Tensor], torch.T
     return metric
 
 
+def heads_by_layer(heads: Iterable[tuple[int, int]]) -> dict[int, list[int]]:
+    """The heads of each layer that has any."""
+    found: dict[int, list[int]] = {}
+    for layer, head in heads:
+        found.setdefault(layer, []).append(head)
+    return found
+
+
 def other_heads(chosen: Heads, n_heads: int, rng: np.random.Generator) -> Heads:
     """As many random heads of each layer, none of those chosen where there are enough others."""
     found: Heads = []
-    for layer in sorted({layer for layer, _ in chosen}):
-        taken = [head for lay, head in chosen if lay == layer]
+    for layer, taken in sorted(heads_by_layer(chosen).items()):
         free = [head for head in range(n_heads) if head not in taken]
         pool = free if len(free) >= len(taken) else list(range(n_heads))
         found += [(layer, int(head)) for head in rng.choice(pool, len(taken), replace=False)]

@@ -2,14 +2,24 @@
 
 import functools
 import re
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import xarray as xr
 
 from workbench.analyses._base import AnalysisError, analysis, at_least_one
-from workbench.analyses._patching import Group, Heads, Runs, Z, gap_between, groups, other_heads, share, two_runs
+from workbench.analyses._patching import (
+    Group,
+    Heads,
+    Runs,
+    Z,
+    gap_between,
+    groups,
+    heads_by_layer,
+    other_heads,
+    share,
+    two_runs,
+)
 from workbench.models.heads import head_name, parse_head
 from workbench.progress import Cancelled, track
 from workbench.tasks import Task
@@ -20,7 +30,6 @@ if TYPE_CHECKING:
     from workbench.models.model import Model
 
 LEVEL = 0.95
-Run = Callable[[tuple[tuple[int, int], ...]], tuple[np.ndarray, np.ndarray]]  # heads -> metric, right [prompt]
 ABLATIONS = {
     "resample": "each head ablated gives its output in the corrupted run",
     "mean": "each head ablated gives its mean output over all clean prompts and positions",
@@ -67,10 +76,7 @@ def ablation(
     parts = groups(prompts, task.metric, batch)
     clean, corrupted, runs = two_runs(model, prompts, parts, "z", "keys", "values")
     gap_between(clean, corrupted, task)
-    if model.trunk:
-        run = functools.cache(_fast(model, parts, runs, ablation, len(prompts)))  # equal sets are ablated once
-    else:
-        run = functools.cache(_plain(model, parts, ablation, len(prompts)))
+    run = functools.cache(_Ablated(model, parts, runs, ablation))  # equal sets are ablated once
     clean, right = run(())
     found: dict[str, list] = {}
     controls = {name: _controls(heads, model.n_heads, draws, task.seed) for name, heads in named.items()}
@@ -114,65 +120,49 @@ def parse_sets(text: str, n_layers: int, n_heads: int) -> dict[str, Heads]:
     return found
 
 
-def _fast(model: "Model", parts: list[Group], runs: list[Runs], ablation: str, count: int) -> Run:
-    """Only the layers from the first ablated one on, only what can differ, only the logits that are read."""
-    trunk = model.trunk
-    assert trunk is not None
-    layers = range(model.n_layers)
-    means = _mean(parts, [run.clean.z for run in runs]) if ablation == "mean" else []
-    starts = [group.start if ablation == "resample" else 0 for group in parts]
+class _Ablated:
+    """The clean runs of a task's prompts, to be repeated with heads ablated: from the first of them on, or whole."""
 
-    def instead(layer: int, index: int) -> "torch.Tensor | None":
-        if ablation == "resample":
-            return runs[index].corrupted.z[layer][:, starts[index] :]
-        return means[layer] if ablation == "mean" else None
+    def __init__(self, model: "Model", parts: list[Group], runs: list[Runs], ablation: str) -> None:
+        self.model, self.parts, self.runs, self.ablation = model, parts, runs, ablation
+        side = "corrupted" if ablation == "resample" else "clean"
+        self.z = [] if ablation == "zero" else [self._outputs(index, side) for index in range(len(parts))]
+        self.means = _mean(parts, self.z) if ablation == "mean" else []
 
-    def run(heads: tuple[tuple[int, int], ...]) -> tuple[np.ndarray, np.ndarray]:
-        values, right = np.empty(count), np.empty(count, bool)
-        first = min((layer for layer, _ in heads), default=0)
-        for index, (group, recorded) in enumerate(zip(parts, runs, strict=True)):
-            edits = {
-                layer: _without([head for lay, head in heads if lay == layer], instead(layer, index))
-                for layer in layers
-                if any(lay == layer for lay, _ in heads)
-            }
-            last = recorded.clean.inputs[-1][:, -1]
-            if heads:
-                hidden = recorded.clean.inputs[first][:, starts[index] :]
-                last = trunk.run_on(first, hidden, recorded.clean, starts[index], edits=edits)
-            logits = trunk.logits(last, group.columns(trunk.device))
-            values[group.rows], right[group.rows] = group.meter(logits)[0], group.meter.right(logits)[0]
-        return values, right
-
-    return run
-
-
-def _plain(model: "Model", parts: list[Group], ablation: str, count: int) -> Run:
-    """The same by whole forward passes with hooks."""
-    names = [Z.format(layer) for layer in range(model.n_layers)]
-
-    def outputs(tokens: np.ndarray) -> "list[torch.Tensor]":
-        kept = model.capture(tokens, names)[1]
+    def _outputs(self, index: int, side: str) -> "list[torch.Tensor]":
+        """Head outputs of one group's runs of one side, a list entry a layer."""
+        if self.runs:
+            return getattr(self.runs[index], side).z
+        names = [Z.format(layer) for layer in range(self.model.n_layers)]
+        kept = self.model.capture(getattr(self.parts[index], side), names)[1]
         return [kept[name] for name in names]
 
-    if ablation == "resample":
-        others: list = [outputs(group.corrupted) for group in parts]
-    else:
-        mean = _mean(parts, [outputs(group.clean) for group in parts]) if ablation == "mean" else [None] * len(names)
-        others = [mean] * len(parts)
-
-    def run(heads: tuple[tuple[int, int], ...]) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(self, heads: tuple[tuple[int, int], ...]) -> tuple[np.ndarray, np.ndarray]:
+        """Metric, and whether an answer's logit is above every wrong's, [prompt]."""
+        count, by_layer = sum(len(group.rows) for group in self.parts), heads_by_layer(heads)
         values, right = np.empty(count), np.empty(count, bool)
-        for group, instead in zip(parts, others, strict=True):
-            edits = {
-                names[layer]: _without([h for lay, h in heads if lay == layer], instead[layer])
-                for layer in {layer for layer, _ in heads}
-            }
-            logits = model.logits(group.clean, edits)[:, -1]
+        for index, group in enumerate(self.parts):
+            logits = self._logits(index, by_layer)
             values[group.rows], right[group.rows] = group.meter(logits)[0], group.meter.right(logits)[0]
         return values, right
 
-    return run
+    def _logits(self, index: int, by_layer: dict[int, list[int]]) -> "torch.Tensor":
+        group, trunk = self.parts[index], self.model.trunk
+        # What is resampled can differ only from the first token on that the two prompts of a pair do not share.
+        start = group.start if self.runs and self.ablation == "resample" else 0
+        edits = {layer: _without(some, self._instead(layer, index, start)) for layer, some in by_layer.items()}
+        if trunk is None:
+            return self.model.logits(group.clean, {Z.format(layer): edit for layer, edit in edits.items()})[:, -1]
+        recorded = self.runs[index].clean
+        last = recorded.inputs[-1][:, -1]
+        if edits:
+            last = trunk.run_on(min(edits), recorded.inputs[min(edits)][:, start:], recorded, start, edits=edits)
+        return trunk.logits(last, group.columns(trunk.device))
+
+    def _instead(self, layer: int, index: int, start: int) -> "torch.Tensor | None":
+        if self.ablation == "resample":
+            return self.z[index][layer][:, start:]
+        return self.means[layer] if self.ablation == "mean" else None
 
 
 def _mean(parts: list[Group], outputs: "list[list[torch.Tensor]]") -> "list[torch.Tensor]":

@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from workbench.analyses._base import AnalysisError, analysis, at_least_one
-from workbench.analyses._patching import Group, Heads, groups, named, other_heads
+from workbench.analyses._patching import Group, Heads, groups, heads_by_layer, named, other_heads
 from workbench.models.heads import head_name, parse_head
 from workbench.progress import Cancelled, track
 from workbench.tasks import Prompts, Task
@@ -140,10 +140,7 @@ def _edit(heads: list[int], rows: list[np.ndarray], place: np.ndarray):
 
 def _edits(group: Group, heads: Heads, rows: list[np.ndarray], place: np.ndarray) -> dict:
     mine, where = [rows[i] for i in group.rows], place[group.rows]
-    return {
-        PATTERN.format(layer): _edit([head for lay, head in heads if lay == layer], mine, where)
-        for layer in {layer for layer, _ in heads}
-    }
+    return {PATTERN.format(layer): _edit(some, mine, where) for layer, some in heads_by_layer(heads).items()}
 
 
 def _runner(model: "Model", parts: list[Group], rows: list[np.ndarray], place: np.ndarray, count: int) -> Callable:
