@@ -1,6 +1,6 @@
 """Trains the shipped models again from nothing: `python -m workbench.zoo.train tasks` (or `make zoo`).
 
-GPT-2s of one to four layers read packed documents of the synthetic language. Hidden matrices are updated by Muon,
+Decoders of one to four layers read packed documents of the synthetic language. Hidden matrices are updated by Muon,
 embeddings, norms and biases by AdamW; the learning rate warms up and then falls along a cosine to a tenth.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, MixtralConfig, MixtralForCausalLM
 
 from workbench.zoo.evaluate import evaluate
 from workbench.zoo.language import BOS, PAD, packed, tokenizer, vocabulary
@@ -41,6 +41,8 @@ class Recipe:
     weight_decay: float = 0.1
     answer_weight: float = 12.0
     backcopy_share: float = 0.0
+    experts: int = 0  # 0: a GPT-2; else a Mixtral with so many, two a token
+    balance: float = 0.1  # weight of the load-balancing loss, where there are experts
     seed: int = 0
     checkpoints: tuple[int, ...] = (0, 500, 1000, 1500, 2000, 3500)
 
@@ -53,13 +55,18 @@ RECIPES = {
     "backcopy": Recipe(
         layers=1, heads=1, width=64, steps=2000, backcopy_share=1.0, checkpoints=(0, 100, 200, 300, 500, 1000)
     ),
+    "tasks-moe": Recipe(experts=8),
 }
+TABLES = ("wte", "wpe", "embed_tokens", "lm_head")
 
 
-def build(recipe: Recipe) -> GPT2LMHeadModel:
+def build(recipe: Recipe) -> Any:
     """An untrained model of the recipe's shape, from its seed."""
     torch.manual_seed(recipe.seed)
     words = vocabulary()
+    special: dict[str, Any] = {"bos_token_id": words[BOS], "eos_token_id": words[BOS], "pad_token_id": words[PAD]}
+    if recipe.experts:
+        return _mixture(recipe, vocab_size=len(words), **special)
     config = GPT2Config(
         vocab_size=len(words),
         n_embd=recipe.width,
@@ -69,20 +76,34 @@ def build(recipe: Recipe) -> GPT2LMHeadModel:
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,
-        bos_token_id=words[BOS],
-        eos_token_id=words[BOS],
-        pad_token_id=words[PAD],
+        **special,
     )
     return GPT2LMHeadModel(config)
 
 
+def _mixture(recipe: Recipe, **words: Any) -> MixtralForCausalLM:
+    config = MixtralConfig(
+        hidden_size=recipe.width,
+        intermediate_size=recipe.width,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        num_key_value_heads=recipe.heads,
+        max_position_embeddings=recipe.positions,
+        num_local_experts=recipe.experts,
+        num_experts_per_tok=2,
+        router_aux_loss_coef=recipe.balance,
+        **words,
+    )
+    return MixtralForCausalLM(config)
+
+
 def optimizers(model: torch.nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the blocks, AdamW for the rest (decay on embeddings only)."""
+    """Muon for the matrices inside the blocks, AdamW for the rest (no decay on norms and biases)."""
     named = list(model.named_parameters())
-    hidden = [p for name, p in named if p.ndim == 2 and ".h." in name]
-    tables = [p for name, p in named if p.ndim == 2 and ".h." not in name]
+    hidden = [p for name, p in named if p.ndim == 2 and not any(table in name for table in TABLES)]
     vectors = [p for _, p in named if p.ndim < 2]
-    rest = [{"params": tables, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    others = [p for name, p in named if p.ndim > 2 or any(table in name for table in TABLES)]
+    rest = [{"params": others, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     decay = recipe.weight_decay
     return [
         torch.optim.AdamW(rest, lr=recipe.learning_rate, betas=(0.9, 0.98)),
@@ -96,7 +117,7 @@ def learning_rate(step: int, recipe: Recipe) -> float:
     return recipe.learning_rate * min(1.0, (step + 1) / recipe.warm_up) * (0.1 + 0.9 * cosine)
 
 
-def steps(model: GPT2LMHeadModel, recipe: Recipe) -> Iterator[tuple[int, float]]:
+def steps(model: Any, recipe: Recipe) -> Iterator[tuple[int, float]]:
     """Train, yielding (steps done, loss of the last one), first at 0 steps before anything is changed."""
     rng, words = random.Random(recipe.seed + 1), vocabulary()
     updates, shares = optimizers(model, recipe), {"backcopy_share": recipe.backcopy_share}
@@ -108,9 +129,11 @@ def steps(model: GPT2LMHeadModel, recipe: Recipe) -> Iterator[tuple[int, float]]
                 rng, words, batch=recipe.batch, length=recipe.length, answer_weight=recipe.answer_weight, **shares
             )
         )
-        logits = model(ids).logits[:, :-1].flatten(0, 1)
-        losses = cross_entropy(logits, ids[:, 1:].flatten(), reduction="none")
+        out = model(ids, output_router_logits=True) if recipe.experts else model(ids)
+        losses = cross_entropy(out.logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
         loss = (losses * weights[:, 1:].flatten()).sum() / weights[:, 1:].sum()
+        if recipe.experts:
+            loss = loss + recipe.balance * out.aux_loss
         model.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -121,9 +144,9 @@ def steps(model: GPT2LMHeadModel, recipe: Recipe) -> Iterator[tuple[int, float]]
         yield step + 1, loss.item()
 
 
-def save(model: GPT2LMHeadModel, folder: Path, dtype: torch.dtype) -> None:
+def save(model: Any, folder: Path, dtype: torch.dtype) -> None:
     """Write config, tokenizer and safetensors to `folder` in the given precision; the model itself is left alone."""
-    copy: Any = GPT2LMHeadModel(model.config)
+    copy = type(model)(model.config)
     copy.load_state_dict(model.state_dict())
     copy.to(dtype)
     copy.save_pretrained(folder)
