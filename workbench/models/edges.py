@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.func import jvp, vmap
 
 from workbench.models.blocks import Recording
+from workbench.models.ends import at_least_single
 from workbench.models.graph import Graph
 from workbench.models.reading import PARTS, matrix, reading_of, through
-from workbench.models.trunk import Frame, Trunk, TrunkError, at_least_single
+from workbench.models.trunk import Frame, Trunk, TrunkError
 
 Metric = Callable[[Tensor], Tensor]  # last residuals [row, d_model] -> metric [row]
 

@@ -11,9 +11,10 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from workbench.models.card import Card
 from workbench.models.edges import Edges
+from workbench.models.ends import at_least_single
 from workbench.models.reference import ModelError
 from workbench.models.scan import ScanError, Scanner
-from workbench.models.trunk import Trunk, TrunkError, at_least_single, share_weights
+from workbench.models.trunk import Trunk, TrunkError, share_weights
 from workbench.models.trunk_check import checked_trunk
 
 Edit = Callable[[torch.Tensor], torch.Tensor]

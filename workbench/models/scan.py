@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
 from workbench.models.blocks import first
 from workbench.models.checks import TOLERANCE
+from workbench.models.ends import base_of, run_base, token_losses
 from workbench.models.reading import matrix
 
 NAME = "workbench_scan"
@@ -123,7 +123,7 @@ class Scanner:
 
     def _check(self) -> None:
         """The fast blocks, or else the family's own attention on them, must give what whole patterns give."""
-        base, vocab = self.base, self.module.config.get_text_config().vocab_size
+        base, vocab = base_of(self.module), self.module.config.get_text_config().vocab_size
         tokens = torch.randint(0, vocab, (2, PROBE), generator=torch.Generator().manual_seed(0)).to(self.device)
         try:
             self.module.set_attn_implementation("eager")
@@ -155,11 +155,6 @@ class Scanner:
                 for a, p in zip(found, patterns, strict=True)
             )
         )
-
-    @property
-    def base(self) -> Any:
-        """The model without its head."""
-        return self.module.base_model if self.module.base_model is not self.module else self.module.model
 
     @property
     def device(self) -> torch.device:
@@ -209,10 +204,7 @@ class Scanner:
                 stack.callback(block.register_forward_hook(self._told(index, read, state)).remove)
             for index, edit in (mlps or {}).items():
                 stack.callback(self.mlps[index].register_forward_hook(_edited(edit)).remove)
-            options: dict[str, Any] = {} if real is None else {"attention_mask": real.long()}
-            if hasattr(self.module.config.get_text_config(), "use_cache"):
-                options["use_cache"] = False
-            return self.base(input_ids=tokens, **options).last_hidden_state
+            return run_base(self.module, tokens, real).last_hidden_state
 
     def _told(self, index: int, read: Callable[[Layer], None] | None, state: _Run) -> Callable:
         def tell(module: Any, args: tuple, out: Any) -> None:
@@ -261,23 +253,9 @@ class Scanner:
             found[:, :, head] = ((read @ (own.T @ own)) * read).sum(-1)
         return found.clamp_min_(0).sqrt_()
 
-    def unembed(self, normed: Tensor) -> Tensor:
-        """Logits, float32 at least [..., vocab], of normed last residuals [..., d_model]."""
-        head, config = self.module.get_output_embeddings(), self.module.config.get_text_config()
-        found = head(normed)
-        found = found.to(torch.promote_types(found.dtype, torch.float32))
-        found = found * (getattr(config, "logit_scale", None) or 1) / (getattr(config, "logits_scaling", None) or 1)
-        cap = getattr(config, "final_logit_softcapping", None)
-        return found if cap is None else cap * torch.tanh(found / cap)
-
     def losses(self, normed: Tensor, tokens: Tensor) -> Tensor:
-        """Next-token cross-entropy in nats [row, pos - 1], float32; a row at a time, so that logits stay small."""
-        with torch.no_grad():
-            rows = [
-                F.cross_entropy(self.unembed(one[:-1]), ids[1:], reduction="none")
-                for one, ids in zip(normed, tokens, strict=True)
-            ]
-        return torch.stack(rows)
+        """Next-token cross-entropy in nats [row, pos - 1], float32, of normed last residuals [row, pos, d_model]."""
+        return token_losses(self.module, normed, tokens)
 
 
 def _edited(edit: Callable[[Tensor], Tensor]) -> Callable:

@@ -21,6 +21,7 @@ from transformers.activations import NewGELUActivation
 from transformers.masking_utils import eager_mask
 
 from workbench.models.blocks import KINDS, Act, Part, Recording, first, keeper, last_only, listeners, part_of, returning
+from workbench.models.ends import base_of, finished
 
 Change = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]  # of queries, keys and values
 ATTENTION = "workbench"
@@ -118,16 +119,13 @@ class Trunk:
                 for handle in listeners(part, kept, self.n_heads):
                     stack.callback(handle.remove)
             stack.callback(self.parts[0].mlp.register_forward_hook(self._see_pairs).remove)
-            self._base()(input_ids=tokens, use_cache=False)
+            base_of(self.module)(input_ids=tokens, use_cache=False)
         if len(kept.keys) != self.n_layers:
             raise TrunkError("its attention does not go through transformers' attention interface")
         return replace(kept, **{kind: [] for kind in KINDS if kinds and kind not in kinds})
 
     def _see_pairs(self, module: Any, args: tuple, out: Any) -> None:
         self._pairs = isinstance(out, tuple)
-
-    def _base(self) -> Any:
-        return self.module.base_model if self.module.base_model is not self.module else self.module.model
 
     def frame(self, length: int, start: int = 0) -> Frame:
         """How the blocks are called in a run of `length` tokens of which those from `start` on are computed."""
@@ -156,7 +154,7 @@ class Trunk:
                 handle = part.block.register_forward_pre_hook(call, with_kwargs=True)
                 stack.callback(handle.remove)
                 stack.enter_context(self.acting(part, mask_only))
-            self._base()(input_ids=torch.zeros_like(where), position_ids=where, use_cache=False)
+            base_of(self.module)(input_ids=torch.zeros_like(where), position_ids=where, use_cache=False)
         if start:
             masks = [None if m is None else m[:, :, start:] for m in self.frame(length).masks]
         return Frame(start, calls, masks)
@@ -279,10 +277,7 @@ class Trunk:
         normed, weight, bias = self.norm(last), self.head.weight, getattr(self.head, "bias", None)
         if columns is not None:
             weight, bias = weight[columns], None if bias is None else bias[columns]
-        found, config = at_least_single(F.linear(normed, weight, bias)), self.module.config.get_text_config()
-        found = found * (getattr(config, "logit_scale", None) or 1) / (getattr(config, "logits_scaling", None) or 1)
-        cap = getattr(config, "final_logit_softcapping", None)
-        return found if cap is None else cap * torch.tanh(found / cap)
+        return finished(F.linear(normed, weight, bias), self.module.config.get_text_config())
 
     def rows(self, positions: int, length: int) -> int:
         """How many rows of so many positions one folded forward takes, from the memory at hand; at least 1."""
@@ -290,11 +285,6 @@ class Trunk:
         width = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
         each = 4 * positions * (8 * config.hidden_size + 3 * width + 2 * self.n_heads * length)
         return max(1, int(min(BUDGET[self.device.type], SHARE * _free(self.device)) / each))
-
-
-def at_least_single(tensor: Tensor) -> Tensor:
-    """The tensor in float32, or as it is in float64."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _free(device: torch.device) -> float:
