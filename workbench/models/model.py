@@ -13,6 +13,7 @@ from workbench.models.card import Card
 from workbench.models.edges import Edges
 from workbench.models.ends import at_least_single
 from workbench.models.reference import ModelError
+from workbench.models.routers import RouterError, Routers
 from workbench.models.scan import ScanError, Scanner
 from workbench.models.trunk import Trunk, TrunkError, share_weights
 from workbench.models.trunk_check import checked_trunk
@@ -89,6 +90,21 @@ class Model:
             )
         except (ScanError, KeyError) as error:
             raise ModelError(f"The attention of '{self.reference}' cannot be read: {error}.") from error
+
+    @functools.cached_property
+    def routers(self) -> Routers:
+        """The routers of a mixture of experts, once what is read of them was proved to be what its experts work with.
+
+        Raises:
+            ModelError: when the model has none, or they cannot be read or believed, with the reason.
+        """
+        if self.plain is None:
+            raise ModelError("Routing is read from raw weights; load the model with fold=False.")
+        mapping: Any = self.bridge.adapter.component_mapping
+        try:
+            return Routers(share_weights(self.plain), mapping["blocks"].name)
+        except RouterError as error:
+            raise ModelError(f"The routing of '{self.reference}' cannot be read: {error}.") from error
 
     @functools.cached_property
     def _trunk_or_reason(self) -> Trunk | str:
