@@ -20,6 +20,8 @@ zoo: .venv/made
 
 bench: .venv/made
 	$(BIN)/python benchmarks/circuits.py
+	$(BIN)/python benchmarks/sinks.py
+	$(BIN)/python benchmarks/attention_view.py
 
 notebooks: .venv/made
 	$(BIN)/jupytext --sync notebooks/*.py

@@ -362,5 +362,9 @@ def test_linked_widgets_share_the_selected_head():
     assert grid.selected == [1, 2], "an MLP is no head"
     graph.selected = []
     assert grid.selected == small.selected == []
-    with pytest.raises(ViewError, match="AttentionView"):
-        link(grid, show(synthetic.patterns()))
+    viewer = show(synthetic.patterns())
+    link(grid, viewer)
+    grid.selected = [1, 1]
+    assert viewer.selected == [1, 1]
+    with pytest.raises(ViewError, match="AttentionRow"):
+        link(grid, show(synthetic.patterns(), "attention_row"))

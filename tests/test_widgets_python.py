@@ -8,49 +8,8 @@ import param
 import pytest
 import traitlets as T
 
-from widgets import AttentionView, HeadGrid, attention_view, head_grid
+from widgets import AttentionView, HeadGrid, head_grid
 from workbench.app.hosting import panelize
-
-
-def causal(size: int) -> np.ndarray:
-    scores = np.random.default_rng(0).normal(0, 3, (size, size))
-    weights = np.exp(scores) * np.tril(np.ones((size, size)))
-    return weights / weights.sum(1, keepdims=True)
-
-
-@pytest.mark.parametrize("size", [1, 2, 17, 64])
-def test_packed_attention_comes_back(size: int) -> None:
-    pattern = causal(size)
-    packed = attention_view.pack(pattern)
-    assert len(packed) == size * (size + 1) // 2
-    np.testing.assert_allclose(attention_view.unpack(packed, size), pattern, atol=0.004)
-
-
-def test_packed_attention_is_the_lower_triangle_row_by_row() -> None:
-    pattern = [[1, 0, 0], [0.25, 0.75, 0], [0.04, 0, 0.96]]
-    expected = [255, 128, 221, 51, 0, 250]
-    assert list(attention_view.pack(pattern)) == expected
-
-
-@pytest.mark.parametrize(
-    ("pattern", "message"),
-    [
-        (np.ones((2, 3)), r"square.*\(2, 3\)"),
-        (np.ones(4), r"square.*\(4,\)"),
-        ([[1, 0], [np.nan, 1]], "finite, found 1 values"),
-        ([[1, 0], [-0.5, 1]], r"\[0, 1\], found -0.5 to 1"),
-        ([[1, 0], [0, 1.5]], r"\[0, 1\], found 0 to 1.5"),
-        ([[0.5, 0.5], [0.5, 0.5]], "causal, found attention 0.5"),
-    ],
-)
-def test_what_is_no_attention_is_refused(pattern, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        attention_view.pack(pattern)
-
-
-def test_unpack_names_the_bytes_it_needs() -> None:
-    with pytest.raises(ValueError, match="3 tokens have 6 pairs and as many bytes, found 5"):
-        attention_view.unpack(b"\0" * 5, 3)
 
 
 def test_packed_heads_are_little_endian_floats_and_bytes() -> None:
@@ -102,19 +61,6 @@ def test_a_head_grid_that_does_not_fit_together_is_refused(traits: dict, message
         HeadGrid(**traits)
 
 
-@pytest.mark.parametrize(
-    ("traits", "message"),
-    [
-        ({"pattern": b"\0" * 5}, "pattern must have 6 bytes for 3 tokens, found 5"),
-        ({"token": 3}, "token must be -1 or a position from 0 to 2, found 3"),
-        ({"sink": -2}, "sink must be -1 or a position from 0 to 2, found -2"),
-    ],
-)
-def test_an_attention_view_that_does_not_fit_together_is_refused(traits: dict, message: str) -> None:
-    with pytest.raises(T.TraitError, match=message):
-        AttentionView(**{"pattern": attention_view.pack(causal(3)), "tokens": ["a", "b", "c"]} | traits)
-
-
 def test_show_changes_dependent_traits_at_once_and_single_changes_are_refused() -> None:
     grid = HeadGrid(**small())
     larger = head_grid.pack(np.ones((1, 5, 6)))
@@ -123,16 +69,11 @@ def test_show_changes_dependent_traits_at_once_and_single_changes_are_refused() 
     assert grid.shape == [2, 3, 4]
     grid.show(**larger, titles=["only"], selected=[4, 5])
     assert (grid.shape, grid.values, grid.selected) == ([1, 5, 6], larger["values"], [4, 5])
-    view = AttentionView()
-    view.show(tokens=["a", "b"], pattern=attention_view.pack(causal(2)), token=1)
-    assert (view.tokens, view.token) == (["a", "b"], 1)
 
 
-@pytest.mark.parametrize("widget", [HeadGrid, AttentionView])
-def test_show_names_the_traits_it_knows(widget: type) -> None:
-    known = "selected" if widget is HeadGrid else "token"
-    with pytest.raises(TypeError, match=f"no trait 'colour'; it has .*{known}"):
-        widget().show(colour="red")
+def test_show_names_the_traits_it_knows() -> None:
+    with pytest.raises(TypeError, match=r"no trait 'colour'; it has .*selected"):
+        HeadGrid().show(colour="red")
 
 
 def test_bytes_from_the_page_become_bytes() -> None:
@@ -141,13 +82,13 @@ def test_bytes_from_the_page_become_bytes() -> None:
     assert grid.values == np.float32([2.5]).tobytes()
 
 
-@pytest.mark.parametrize("widget", [HeadGrid, AttentionView])
-def test_a_component_has_the_widgets_traits_and_defaults(widget: type) -> None:
+@pytest.mark.parametrize(("widget", "count"), [(HeadGrid, 12), (AttentionView, 19)])
+def test_a_component_has_the_widgets_traits_and_defaults(widget: type, count: int) -> None:
     component = panelize(widget)
     assert component is panelize(widget)
     made, original = component(), widget()
     names = {name for name, trait in widget.class_traits(sync=True).items() if trait.this_class is widget}
-    assert len(names) == {"HeadGrid": 12, "AttentionView": 5}[widget.__name__]
+    assert len(names) == count
     assert {name: getattr(made, name) for name in names} == {name: getattr(original, name) for name in names}
     assert all(component.param[name].doc == widget.class_traits()[name].help for name in names)
 

@@ -1,4 +1,4 @@
-"""Both widgets in real pages: as Panel components and, from the same files, in JupyterLab."""
+"""The head grid in real pages: as a Panel component and, from the same file, in JupyterLab."""
 
 import re
 
@@ -8,24 +8,11 @@ import panel_material_ui as pmui
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
-from widgets import AttentionView, HeadGrid, attention_view, head_grid
+from widgets import HeadGrid, head_grid
 from workbench.app.hosting import panelize
 
 LAYERS = [0, 2, 4]
-TEXTS = (
-    ".rw-title, .rw-layer, .rw-head, .rw-quantity, .rw-ends > *, .rw-entry, .rw-chosen, .rw-label, .rw-chip, .rw-live"
-)
-TOKENS = ["<bos>", "When", " Mary", "\n", "<script>document.title='gone'</script><b>", " gave"]
-PATTERN = np.array(
-    [
-        [1, 0, 0, 0, 0, 0],
-        [0.9, 0.1, 0, 0, 0, 0],
-        [0.3, 0.2, 0.5, 0, 0, 0],
-        [0.25, 0.25, 0.25, 0.25, 0, 0],
-        [0.96, 0.01, 0.01, 0.01, 0.01, 0],
-        [0.2, 0, 0.63, 0.02, 0.05, 0.1],
-    ]
-)
+TEXTS = ".rw-title, .rw-layer, .rw-head, .rw-quantity, .rw-ends > *, .rw-entry, .rw-chosen"
 
 
 def heads() -> dict[str, np.ndarray]:
@@ -44,11 +31,6 @@ def grid_traits() -> dict:
     return head_grid.pack(**heads()) | more
 
 
-def attention_traits() -> dict:
-    pattern = attention_view.pack(PATTERN)
-    return {"pattern": pattern, "tokens": TOKENS, "title": "L9H9 <i>on</i> a prompt", "sink": 0}
-
-
 def expected_label(panel: int, row: int, head: int) -> str:
     value, mark = heads()["values"][panel, row, head], heads()["marks"][panel, row, head]
     name = f"L{LAYERS[row]}H{head}"
@@ -62,23 +44,11 @@ def cell(page: Page, name: str, panel: int = 0) -> Locator:
     return page.get_by_role("grid").nth(panel).get_by_role("gridcell", name=re.compile(f"^{name},"))
 
 
-def chosen_token(page: Page) -> Locator:
-    return page.get_by_role("listbox").get_by_role("option", selected=True)
-
-
 @pytest.fixture
 def grid(page: Page, serve):
     component = panelize(HeadGrid)(**grid_traits())
     page.goto(serve(component))
     page.get_by_role("grid").nth(1).wait_for()
-    return component
-
-
-@pytest.fixture
-def attention(page: Page, serve):
-    component = panelize(AttentionView)(**attention_traits())
-    page.goto(serve(component))
-    page.get_by_role("listbox").wait_for()
     return component
 
 
@@ -200,65 +170,15 @@ def test_a_removed_component_comes_back_alive(page: Page, serve, until) -> None:
     until(lambda: component.selected == [2, 2])
 
 
-def test_a_click_on_a_token_or_a_row_selects_the_query(page: Page, attention, until) -> None:
-    page.get_by_role("option", name="·gave, position 5").click()
-    until(lambda: attention.token == 5)
-    live = page.locator("[aria-live=polite]")
-    expect(live).to_have_text("Query '·gave' (5) attends most to '·Mary' (2) 0.63, '<bos>' (0) 0.20, '·gave' (5) 0.10.")
-    page.locator(".rw-label", has_text="When").first.click()
-    until(lambda: attention.token == 1)
-    page.keyboard.press("ArrowDown")
-    until(lambda: attention.token == 2)
-    expect(live).to_contain_text("Query '·Mary' (2) attends most to '·Mary' (2) 0.50, '<bos>' (0) 0.30")
-    for key, position in [("ArrowUp", 1), ("Home", 0), ("ArrowUp", 0), ("End", 5), ("ArrowDown", 5), ("Escape", -1)]:
-        page.keyboard.press(key)
-        until(lambda expected=position: attention.token == expected)
-
-
-def test_python_selects_a_query(page: Page, attention, until) -> None:
-    def shares() -> list[float]:
-        style = "chips => chips.map(chip => parseFloat(chip.style.getPropertyValue('--rw-share')) / 100)"
-        return page.get_by_role("option").evaluate_all(style)
-
-    attention.token = 2
-    expect(chosen_token(page)).to_have_text("·Mary")
-    until(lambda: np.allclose(shares(), PATTERN[2], atol=0.005))
-    attention.param.update(tokens=["a"], pattern=attention_view.pack([[1.0]]), token=0)
-    expect(page.locator("[aria-live=polite]")).to_have_text("Query 'a' (0) attends most to 'a' (0) 1.00.")
-
-
-def test_hovering_a_cell_says_query_key_and_probability(page: Page, attention) -> None:
-    matrix = page.get_by_role("img", name="Attention of 6 queries (rows) to 6 keys (columns)")
-    frame, size = page.locator(".rw-ground").bounding_box(), page.locator(".rw-ground").bounding_box()["width"] / 6
-    page.mouse.move(frame["x"] + 2.5 * size, frame["y"] + 5.5 * size)
-    expect(page.locator(".rw-read")).to_have_text("query '·gave' (5) → key '·Mary' (2): 0.63")
-    page.mouse.move(frame["x"] + 4.5 * size, frame["y"] + 1.5 * size)
-    expect(page.locator(".rw-read")).to_contain_text("query 'When' (1) cannot see the later token '<script>")
-    assert attention.token == -1
-    expect(matrix.get_by_text("▾ sink")).to_be_visible()
-
-
-def test_tokens_are_text_and_nothing_else(page: Page, attention) -> None:
-    expect(page.get_by_role("option").nth(4)).to_have_text(TOKENS[4])
-    expect(page.get_by_role("option").nth(3)).to_have_text("↵")
-    expect(page.get_by_text("L9H9 <i>on</i> a prompt")).to_be_visible()
-    assert page.locator(".rw-attention").locator("script, b, i").count() == 0
-    assert page.title() != "gone"
-
-
 def test_text_is_readable_in_light_and_dark(page: Page, serve, unreadable, painted) -> None:
-    # The last query attends in every shade, so that the text of a chip meets every ground.
-    shades = np.tril(np.ones((50, 50)))
-    shades[-1] = np.linspace(0, 1, 50)
-    shown = {"pattern": attention_view.pack(shades), "tokens": list("abcde" * 10), "token": 49}
-    items = [panelize(HeadGrid)(**grid_traits()), panelize(AttentionView)(**shown)]
-    page.goto(serve(pmui.Page(title="Widgets", theme_toggle=True, main=[pn.Column(*items)])))
-    chosen_token(page).wait_for()
-    light = painted(page.locator(".rw-chip").first)
+    made = panelize(HeadGrid)(**grid_traits())
+    page.goto(serve(pmui.Page(title="Widgets", theme_toggle=True, main=[made])))
+    cell(page, "L0H0").wait_for()
+    light = painted(cell(page, "L0H0"))
     assert unreadable(TEXTS) == []
     page.get_by_role("button", name="Toggle theme").click()
     expect(page.locator(".rw-title").first).not_to_have_css("color", "rgba(0, 0, 0, 0.87)")
-    assert sum(painted(page.locator(".rw-chip").first)) < sum(light) - 300
+    assert painted(cell(page, "L0H0")) != light
     assert unreadable(TEXTS) == []
 
 
@@ -307,36 +227,30 @@ def test_a_large_map_draws_and_cleans_up(page: Page, serve) -> None:
 
 
 def test_the_same_files_work_in_jupyterlab(page: Page, run_notebook) -> None:
-    made = "from widgets import AttentionView, HeadGrid\n"
-    opened = run_notebook(
-        f"{made}grid = HeadGrid(**{grid_traits()!r})\ngrid",
-        f"view = AttentionView(**{attention_traits()!r})\nview",
-    )
+    opened = run_notebook(f"from widgets import HeadGrid\ngrid = HeadGrid(**{grid_traits()!r})\ngrid")
     assert opened.errors() == []
     expect(cell(page, "L2H2", panel=1)).to_have_attribute("aria-label", expected_label(1, 1, 2))
     cell(page, "L2H1", panel=1).click()
-    page.get_by_role("option", name="·gave, position 5").click()
-    assert opened.run("assert (grid.selected, view.token) == ([2, 1], 5), (grid.selected, view.token)") == []
+    assert opened.run("assert grid.selected == [2, 1], grid.selected") == []
     # The arrow keys stay with the widget instead of moving to another notebook cell.
     cell(page, "L2H1").click()
     page.keyboard.press("ArrowUp")
     expect(cell(page, "L4H1")).to_be_focused()
     page.keyboard.press("Enter")
     expect(cell(page, "L4H1", panel=1)).to_have_attribute("aria-selected", "true")
-    assert opened.run("assert grid.selected == [4, 1], grid.selected\ngrid.selected = [0, 3]\nview.token = 2") == []
+    assert opened.run("assert grid.selected == [4, 1], grid.selected\ngrid.selected = [0, 3]") == []
     expect(cell(page, "L0H3")).to_have_attribute("aria-selected", "true")
-    expect(chosen_token(page)).to_have_text("·Mary")
 
 
 def test_text_is_readable_in_a_dark_jupyterlab(page: Page, run_notebook, unreadable) -> None:
-    shown = f"display(HeadGrid(**{grid_traits()!r}), AttentionView(**{attention_traits()!r}, token=5))"
-    assert run_notebook("from widgets import AttentionView, HeadGrid", shown).errors() == []
-    chosen_token(page).wait_for()
+    shown = f"display(HeadGrid(**{grid_traits()!r}))"
+    assert run_notebook("from widgets import HeadGrid", shown).errors() == []
+    cell(page, "L0H0").wait_for()
     assert unreadable(TEXTS) == []
-    light = page.locator(".rw-chip").first.evaluate("chip => getComputedStyle(chip).color")
+    light = page.locator(".rw-title").first.evaluate("title => getComputedStyle(title).color")
     page.evaluate("() => jupyterapp.commands.execute('apputils:change-theme', { theme: 'JupyterLab Dark' })")
     expect(page.locator("body")).to_have_attribute("data-jp-theme-light", "false")
-    expect(page.locator(".rw-live")).not_to_have_css("color", light)
+    expect(page.locator(".rw-title").first).not_to_have_css("color", light)
     assert unreadable(TEXTS) == []
 
 

@@ -1,96 +1,204 @@
-"""The attention of one head on one prompt: a query x key matrix and the prompt shaded by one query."""
+"""Attention of many heads on one prompt, or on two: a grid of small maps, each of which can be made large."""
 
 from pathlib import Path
+from typing import Any, ClassVar
 
 import anywidget
 import numpy as np
 import traitlets as T
-from numpy.typing import ArrayLike
+
+from widgets.attention_view.answers import SCALES, answer, forget
+from widgets.attention_view.packing import pack, unpack
+
+__all__ = ["AttentionView", "pack", "traits_of", "unpack"]
 
 _HERE = Path(__file__).parent
-# Softmax in half precision may end a little outside [0, 1] or leave a trace above the diagonal.
-_TOLERANCE = 1e-3
+# One module for the page, which cannot import from its own folder.
+_FILES = (
+    *("base.js", "data.js", "parts.js", "words.js", "save.js", "layout.js", "tools.js", "input.js", "viewer.js"),
+    "widget.js",
+)
+ROLES = ("query", "key")
+COMPARE = ("a", "b", "beside", "difference")
+# Traits that only make sense together, so that one check looks at all of them.
+_TOGETHER = (
+    *("tokens", "tokens_b", "layers", "heads", "shown", "selected", "versus", "names", "has_scores"),
+    *("token", "role", "scale", "sinks", "compare"),
+)
 
 
-def pack(pattern: ArrayLike) -> bytes:
-    """One byte a pair of the lower triangle, row by row: round(255 * sqrt(p)) of the attention [query, key].
+def traits_of(
+    pattern: Any, tokens: list[str], *, scores: Any = None, other: Any = None, other_scores: Any = None, **more: Any
+) -> dict:
+    """The traits of an `AttentionView` of arrays, which are packed head by head when the page asks for them.
 
-    The root keeps small probabilities apart: 0.0001 still differs from 0, and no value is off by more than 0.004.
+    Args:
+        pattern: Attention probabilities [layer, head, query, key], [head, query, key] or [query, key]; or an
+            `xarray.DataArray` with the dimensions layer, head, query_pos and key_pos, whose labels are kept.
+        tokens: The prompt, one text a token.
+        scores: The same before the softmax, if there are any.
+        other: The attention of side B, of the same heads; its tokens are `tokens_b` (default: `tokens`).
+        other_scores: The scores of side B.
+        more: Further traits. A single head is shown large.
 
     Raises:
-        ValueError: `pattern` is not square, not finite, outside [0, 1], or attends to later tokens.
+        ValueError: The arrays do not have the same heads, or only one of two sides has scores.
     """
-    matrix = np.asarray(pattern, dtype=np.float64)
-    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
-        raise ValueError(f"pattern must be a square matrix [query, key], found shape {matrix.shape}")
-    if not np.isfinite(matrix).all():
-        raise ValueError(f"pattern must be finite, found {int((~np.isfinite(matrix)).sum())} values that are not")
-    if matrix.size and (matrix.min() < -_TOLERANCE or matrix.max() > 1 + _TOLERANCE):
-        raise ValueError(f"pattern must lie in [0, 1], found {matrix.min():.4g} to {matrix.max():.4g}")
-    later = np.triu(matrix, 1)
-    if (later > _TOLERANCE).any():
-        raise ValueError(f"pattern must be causal, found attention {later.max():.4g} to a later token")
-    lower = matrix[np.tril_indices(len(matrix))].clip(0, 1)
-    return np.round(255 * np.sqrt(lower)).astype(np.uint8).tobytes()
+    if other is not None and (scores is None) != (other_scores is None):
+        raise ValueError("give the scores of both sides or of neither")
+    sides = [_named(pattern), _named(other)] if other is not None else [_named(pattern)]
+    graded = [_named(values) for values in (scores, other_scores) if values is not None]
+    (_, layers, heads), *rest = [*sides, *graded]
+    for _, other_layers, other_heads in rest:
+        if (other_layers, other_heads) != (layers, heads):
+            raise ValueError(f"all arrays must have the layers {layers} and the heads {heads}")
+
+    def source(side: int, layer: int, head: int, kind: str) -> np.ndarray:
+        values = (graded if kind == "score" else sides)[side][0]
+        return values[layers.index(layer), heads.index(head)]
+
+    made = {"source": source, "tokens": list(tokens), "layers": layers, "heads": heads, "has_scores": bool(graded)}
+    if other is not None:
+        made["tokens_b"] = list(tokens)
+    if len(layers) * len(heads) == 1:
+        made["selected"] = [layers[0], heads[0]]
+    return made | more
 
 
-def unpack(packed: bytes, size: int) -> np.ndarray:
-    """The attention matrix [query, key] of `size` tokens that `pack` turned into bytes, zero above the diagonal.
+def _named(values: Any) -> tuple[Any, list[int], list[int]]:
+    """An array [layer, head, query, key] with the numbers of its layers and heads."""
+    if hasattr(values, "transpose") and {"layer", "head"} <= set(getattr(values, "dims", ())):
+        ordered = values.transpose("layer", "head", "query_pos", "key_pos")
+        layers, heads = ([int(label) for label in ordered[dim].values] for dim in ("layer", "head"))
+        return ordered.values, layers, heads
+    array = np.asarray(values)
+    if not 2 <= array.ndim <= 4:
+        raise ValueError(f"an array must have the axes [layer, head, query, key], found shape {array.shape}")
+    array = array.reshape((1,) * (4 - array.ndim) + array.shape)
+    return array, list(range(array.shape[0])), list(range(array.shape[1]))
 
-    Raises:
-        ValueError: There are more or fewer bytes than `size` tokens have pairs.
-    """
-    expected = _pairs(size)
-    if len(packed) != expected:
-        raise ValueError(f"{size} tokens have {expected} pairs and as many bytes, found {len(packed)}")
-    matrix = np.zeros((size, size))
-    matrix[np.tril_indices(size)] = (np.frombuffer(packed, dtype=np.uint8) / 255) ** 2
-    return matrix
 
-
-def _pairs(size: int) -> int:
-    return size * (size + 1) // 2
+def _heads(default: list, help: str) -> T.List:
+    return T.List(T.Int(min=0), default, help=help).tag(sync=True)
 
 
 class AttentionView(anywidget.AnyWidget):
-    """Attention of one head on one prompt; `pack` makes the bytes of `pattern`.
+    """Attention of many heads; `source` gives the map of a head when the page comes to show it.
 
-    In the page a row or a token selects the query, the arrow keys move it and Escape clears it. `pattern` and `tokens`
-    are set together, at construction or with `show`.
+    In the page a click or Enter makes a map large and Escape leads back to the grid. A row, a column or a token of the
+    prompt selects `token`; the arrow keys move it. Traits that depend on each other are set together, at construction
+    or with `show`.
     """
 
-    # anywidget replaces `_esm` and `_css` when the class is made; other hosts need the files.
-    ESM = _esm = _HERE / "widget.js"
+    # anywidget replaces `_esm` and `_css` when the class is made; other hosts need what they were.
+    ESM = _esm = "\n".join((_HERE / name).read_text(encoding="utf-8") for name in _FILES)
     CSS = _css = _HERE / "widget.css"
+    # When the first changes, the second is set to what the function makes of the widget, or of a host's own object.
+    REPLIES: ClassVar[dict] = {"_want": ("_parts", answer), "source": ("_parts", forget), "causal": ("_parts", forget)}
 
+    source = T.Callable(
+        None,
+        allow_none=True,
+        help="callable (side 0 or 1, layer, head, 'pattern' or 'score') -> array [query, key]. Default: None.",
+    ).tag(local=True)
+    tokens = T.List(T.Unicode(), help="list of str: the prompt of side A. Default: [].").tag(sync=True)
+    tokens_b = T.List(T.Unicode(), help="list of str: the prompt of side B, [] for no side B. Default: [].").tag(
+        sync=True
+    )
+    layers = _heads([], "list of int: the layers there are. Default: [].")
+    heads = _heads([], "list of int: the heads there are in each layer. Default: [].")
+    shown = T.List(
+        T.List(T.Int(min=0), minlen=2, maxlen=2), help="list of [layer, head]: the grid; [] is all. Default: []."
+    ).tag(sync=True)
+    selected = _heads([], "list of int: [layer, head] that is shown large, [] for the grid. Default: [].")
+    token = T.Int(-1, min=-1, help="int: selected position, -1 for none. Default: -1.").tag(sync=True)
+    role = T.Unicode("query", help="str: what the selected token is, 'query' or 'key'. Default: 'query'.").tag(
+        sync=True
+    )
+    scale = T.Unicode(
+        "probability", help="str: 'probability', 'log' (natural) or 'score'. Default: 'probability'."
+    ).tag(sync=True)
+    has_scores = T.Bool(False, help="bool: whether source gives 'score'. Default: False.").tag(sync=True)
+    sinks = _heads([0], "list of int: key positions that can be masked. Default: [0].")
+    masked = T.Bool(False, help="bool: leave the sinks out, every row to the sum 1. Default: False.").tag(sync=True)
+    compare = T.Unicode("a", help="str: 'a', 'b', 'beside' or 'difference' (A - B). Default: 'a'.").tag(sync=True)
+    versus = _heads([], "list of int: [layer, head] of B, [] for the same head as A. Default: [].")
+    names = T.List(T.Unicode(), help="list of str: names of A and B, [] for A and B. Default: [].").tag(sync=True)
+    causal = T.Bool(True, help="bool: whether no token sees later ones. Default: True.").tag(sync=True)
+    title = T.Unicode("", help="str: what all this is on, like a prompt of a task. Default: ''.").tag(sync=True)
+    _want = T.Dict(help="What the page asks for; see answers.py.").tag(sync=True)
     # A browser's binary message arrives as a memoryview, which the trait itself refuses.
-    pattern = T.Bytes(b"", help="uint8, lower triangle row by row, round(255 * sqrt(p)). Default: empty.").tag(
+    _parts = T.Bytes(b"", help="The answer; see answers.py.").tag(
         sync=True, from_json=lambda value, _: bytes(value or b"")
     )
-    tokens = T.List(T.Unicode(), help="list of str: the prompt, one string a token. Default: [].").tag(sync=True)
-    title = T.Unicode("", help="str: which head and which prompt. Default: ''.").tag(sync=True)
-    token = T.Int(-1, help="int: selected query position, -1 for none. Default: -1.").tag(sync=True)
-    sink = T.Int(-1, help="int: key position to point out as a sink, -1 for none. Default: -1.").tag(sync=True)
 
-    def show(self, **traits) -> None:
+    def show(self, **traits: Any) -> None:
         """Set several traits as one change, checked and sent together."""
         with self.hold_sync(), self.hold_trait_notifications():
             for name, value in traits.items():
-                if not self.has_trait(name):
-                    raise TypeError(f"AttentionView has no trait {name!r}; it has pattern, tokens, title, token, sink")
+                if name not in _public():
+                    raise TypeError(f"AttentionView has no trait {name!r}; it has {', '.join(_public())}")
                 setattr(self, name, value)
 
-    @T.validate("pattern", "tokens", "token", "sink")
+    @T.observe(*REPLIES)
+    def _reply(self, change: dict) -> None:
+        target, make = self.REPLIES[change["name"]]
+        setattr(self, target, make(self))
+
+    @T.validate(*_TOGETHER)
     def _belongs_together(self, proposal: dict) -> object:
-        names = ("pattern", "tokens", "token", "sink")
-        state = {name: getattr(self, name) for name in names} | {proposal["trait"].name: proposal["value"]}
-        size = len(state["tokens"])
-        if len(state["pattern"]) != _pairs(size):
-            raise T.TraitError(
-                f"pattern must have {_pairs(size)} bytes for {size} tokens, found {len(state['pattern'])}; "
-                "set pattern and tokens in one call of show()"
-            )
-        for name in ("token", "sink"):
-            if not -1 <= state[name] < size:
-                raise T.TraitError(f"{name} must be -1 or a position from 0 to {size - 1}, found {state[name]}")
+        state = {name: getattr(self, name) for name in _TOGETHER} | {proposal["trait"].name: proposal["value"]}
+        if problem := _first_problem(state):
+            raise T.TraitError(f"{problem}; set traits that depend on each other in one call of show()")
         return proposal["value"]
+
+
+def _public() -> list[str]:
+    own = AttentionView.class_own_traits()
+    return [name for name in own if not name.startswith("_")]
+
+
+def _first_problem(state: dict) -> str | None:
+    return _wrong_choice(state) or _wrong_heads(state) or _wrong_positions(state) or _wrong_sides(state)
+
+
+def _wrong_choice(state: dict) -> str | None:
+    for name, known in (("scale", SCALES), ("role", ROLES), ("compare", COMPARE)):
+        if state[name] not in known:
+            return f"{name} must be one of {', '.join(known)}, found {state[name]!r}"
+    if state["scale"] == "score" and not state["has_scores"]:
+        return "scale is 'score', but has_scores is False"
+    return None
+
+
+def _wrong_heads(state: dict) -> str | None:
+    layers, heads = state["layers"], state["heads"]
+    for name in ("layers", "heads"):
+        if sorted(set(state[name])) != state[name]:
+            return f"{name} must be increasing numbers, found {state[name]}"
+    chosen = [*(("shown", pair) for pair in state["shown"]), ("selected", state["selected"])]
+    for name, pair in [*chosen, ("versus", state["versus"])]:
+        if pair and not (len(pair) == 2 and pair[0] in layers and pair[1] in heads):
+            return f"{name} must be [layer, head] of the layers {layers} and the heads {heads}, found {pair}"
+    return None
+
+
+def _wrong_positions(state: dict) -> str | None:
+    size = max(len(state["tokens"]), len(state["tokens_b"]))
+    if state["token"] >= max(size, 0) and state["token"] != -1:
+        return f"token must be -1 or a position from 0 to {size - 1}, found {state['token']}"
+    beyond = [key for key in state["sinks"] if key >= size]
+    if size and beyond:
+        return f"sinks must be positions from 0 to {size - 1}, found {beyond}"
+    return None
+
+
+def _wrong_sides(state: dict) -> str | None:
+    count, other = len(state["tokens"]), len(state["tokens_b"])
+    if len(state["names"]) not in (0, 2):
+        return f"names must be those of A and B, found {len(state['names'])}"
+    if state["compare"] != "a" and not other and not state["versus"]:
+        return f"compare is {state['compare']!r}, which needs tokens_b or versus"
+    if state["compare"] == "difference" and other and count != other:
+        return f"a difference needs as many tokens in tokens as in tokens_b, found {count} and {other}"
+    return None

@@ -1,6 +1,7 @@
 """Panel components made of the notebook widgets, so that both worlds run the same front-end files."""
 
 import functools
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -17,13 +18,18 @@ _PARAMETERS = {
     traitlets.Bytes: param.Bytes,
     traitlets.List: param.List,
     traitlets.Dict: param.Dict,
+    traitlets.Callable: param.Callable,
 }
 
 
 class Portable(Protocol):
-    """A widget class that says where its front-end files are."""
+    """A widget class that says where its front-end files are; `ESM` may be the module itself.
 
-    ESM: ClassVar[Path]
+    It may have `REPLIES`, {trait: (other trait, function)}: when the trait changes, the other is set to what the
+    function makes of the widget or component. Traits tagged `local` stay in Python.
+    """
+
+    ESM: ClassVar[Path | str]
     CSS: ClassVar[Path]
 
     @classmethod
@@ -45,12 +51,17 @@ def panelize(widget_class: type[Portable]) -> type[AnyWidgetComponent]:
     """
     inherited = anywidget.AnyWidget.class_traits(sync=True)
     traits = {name: trait for name, trait in widget_class.class_traits(sync=True).items() if name not in inherited}
-    if taken := sorted(set(traits) & set(AnyWidgetComponent.param)):
+    local = widget_class.class_traits(local=True)
+    if taken := sorted({*traits, *local} & set(AnyWidgetComponent.param)):
         raise ValueError(f"{widget_class.__name__} names traits like params that Panel has already: {taken}")
-    members = {name: _parameter(trait) for name, trait in traits.items()}
+    members: dict[str, Any] = {name: _parameter(trait) for name, trait in traits.items()}
+    # Panel sends no param to the page whose name there is None.
+    members |= {name: _parameter(trait) for name, trait in local.items()} | {"_rename": dict.fromkeys(local)}
     # The style sheet goes in as text: Panel serves no file for a class that no importable module defines.
     members |= {"_esm": widget_class.ESM, "_stylesheets": [widget_class.CSS.read_text(encoding="utf-8")]}
     members |= {"sizing_mode": "stretch_width", "__doc__": widget_class.__doc__}
+    if replies := getattr(widget_class, "REPLIES", None):
+        members["__init__"] = _replying(replies)
     return type(widget_class.__name__, (AnyWidgetComponent,), members)
 
 
@@ -60,3 +71,17 @@ def _parameter(trait: traitlets.TraitType) -> param.Parameter:
             return parameter(default=trait.default(), doc=trait.help, allow_None=trait.allow_none)
     known = ", ".join(trait_type.__name__ for trait_type in _PARAMETERS)
     raise TypeError(f"trait {trait.name!r} is a {type(trait).__name__}; known are {known}")
+
+
+def _replying(replies: Mapping[str, tuple[str, Callable]]) -> Callable[..., None]:
+    """A constructor after which each reply follows what it answers."""
+
+    def reply(component: AnyWidgetComponent, event: param.parameterized.Event) -> None:
+        target, make = replies[event.name]
+        component.param.update(**{target: make(component)})
+
+    def start(self: AnyWidgetComponent, **params: Any) -> None:
+        AnyWidgetComponent.__init__(self, **params)
+        self.param.watch(functools.partial(reply, self), list(replies))
+
+    return start
