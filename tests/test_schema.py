@@ -109,6 +109,15 @@ def test_results_join_along_a_new_dimension(dim):
     assert json.loads(joined.attrs["checkpoint"]) == [0, 500] and joined.attrs["analysis"] == "patching"
 
 
+def test_labels_that_differ_stay_with_the_result_they_label():
+    one, other = (good().assign_coords(named=("head", names)) for names in (["a", "b", "c"], ["a", "x", "c"]))
+    joined = concat({"one": one, "other": other}, "task")
+    assert joined["named"].sel(task="other").values.tolist() == ["a", "x", "c"]
+    assert joined["named"].sel(task="one").values.tolist() == ["a", "b", "c"]
+    same = concat({"one": one, "other": one.copy()}, "task")
+    assert same["named"].dims == ("head",)
+
+
 def test_prompts_of_different_runs_are_not_joined():
     assert "prompt" not in concat({"a": good(), "b": good().isel(prompt=slice(2))}).dims
 

@@ -102,7 +102,7 @@ def concat(results: Mapping[str, xr.Dataset], dim: str = "checkpoint") -> xr.Dat
     shared = [name for name in parts[0].data_vars if "prompt" not in parts[0][name].dims]
     try:
         kept = [part[shared].drop_dims("prompt", errors="ignore") for part in parts]
-        joined = xr.concat(kept, dim=dim, join="exact", combine_attrs="override", coords="minimal", compat="override")
+        joined = xr.concat(kept, dim=dim, join="exact", combine_attrs="override", coords="different", compat="equals")
     except ValueError as error:
         raise SchemaError(f"The results have different shapes: {error}") from None
     joined = joined.assign_coords({dim: list(results)})
