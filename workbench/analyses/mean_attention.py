@@ -1,6 +1,6 @@
 """Attention averaged over many short texts: the sink on the first token at a glance."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -85,6 +85,7 @@ def _dataset(mean: np.ndarray, squares: np.ndarray, first: np.ndarray, causal: b
     say = {"long_name": "mean attention on the first token", "units": "probability"}
     variables["first_prompt"] = (("prompt", "layer", "head"), first, say)
     sizes = dict(zip((*DIMS, "prompt"), (*mean.shape[1:], len(first)), strict=True))
-    coords = {dim: np.arange(size) for dim, size in sizes.items()}
+    coords: dict[str, Any] = {dim: np.arange(size) for dim, size in sizes.items()}
+    coords["token"] = ("key_pos", [f"{place}" for place in range(mean.shape[-1])])  # tokens differ from text to text
     attrs = {"n": len(first), "causal": int(causal), "corruption": "none: clean text", "task": task.name}
     return xr.Dataset(variables, coords, attrs)

@@ -120,6 +120,7 @@ def secondary_sinks(
         "length": length,
         "n": len(whole.tokens),
         "corruption": "none: clean text",
+        "task": task.name,
         "null_sequences": whole.null_rows,
     }
     return ds

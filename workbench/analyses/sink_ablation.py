@@ -141,6 +141,7 @@ def sink_ablation(
         "length": length,
         "n": ds.sizes["prompt"],
         "corruption": "none: clean text",
+        "task": task.name,
         "what": what,
         "meaning": setting.change.meaning,
         "own": own,

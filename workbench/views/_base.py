@@ -110,7 +110,7 @@ def link(*widgets: anywidget.AnyWidget) -> None:
         ViewError: for a widget in which no head can be selected.
     """
     if deaf := [type(widget).__name__ for widget in widgets if not widget.has_trait("selected")]:
-        raise ViewError(f"No head can be selected in a {deaf[0]}; link head maps and circuit graphs.")
+        raise ViewError(f"No head can be selected in a {deaf[0]}; link head maps, circuit graphs and attention viewers.")
 
     def follow(change: Any) -> None:
         if change.new and change.new[-1] < 0:
@@ -130,7 +130,8 @@ def caption(ds: xr.Dataset) -> str:
     parts = [f"n = {attrs['n']}"] if "n" in attrs else []
     if "metric_name" in attrs:
         metric = str(attrs["metric_name"]).replace("_", " ")
-        parts.append(" and ".join(json.loads(metric)) if metric.startswith("[") else metric)  # of several tasks
+        several = json.loads(metric) if metric.startswith("[") else [metric]  # of several tasks
+        parts.append(" and ".join(dict.fromkeys(several)))
     if "epsilon" in attrs:
         parts.append(f"ε = {attrs['epsilon']}, T = {attrs['length']}")
     if "bos" in attrs:

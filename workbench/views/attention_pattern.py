@@ -115,6 +115,8 @@ def _differences(ds: xr.Dataset, other: xr.Dataset) -> list[str]:
     """What the attributes of two results say of each that the other does not share."""
     for name in ("checkpoint", "model", "task", "prompt"):
         values = [ds.attrs.get(name), other.attrs.get(name)]
+        if values[0] != values[1] and name == "checkpoint":
+            return ["final weights" if value == -1 else f"step {value}" for value in values]
         if values[0] != values[1]:
             kind = "" if name in (*NAMED, "model") else f"{name} "
             return [f"{kind}{_words(value)}" for value in values]

@@ -1,7 +1,5 @@
 """How tasks and the heads they share come about in training."""
 
-import json
-
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
@@ -9,6 +7,7 @@ from plotly.subplots import make_subplots
 
 from workbench import theme
 from workbench.views._base import heading, listed, only, view
+from workbench.views._training import in_order, model_of
 
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 PANELS = ("Accuracy of each task", "Overlap of the circuits", "Effect of the heads shared at the last checkpoint")
@@ -24,10 +23,7 @@ def emergence(ds: xr.Dataset, heads: int = 6) -> go.Figure:
 
     In all panels a dash is a task; in the last a colour is a head.
     """
-    steps, numeric = _steps(ds)
-    order = np.argsort(steps, kind="stable") if numeric else np.arange(len(steps))
-    ds = ds.isel(checkpoint=order) if "checkpoint" in ds.dims else ds
-    x = [steps[i] for i in order]
+    ds, x, order, numeric = in_order(ds)
     chosen = [int(size) for size in np.array(listed(ds, "chosen", len(x)))[order]]
     figure = make_subplots(rows=3, shared_xaxes=True, vertical_spacing=0.08, subplot_titles=PANELS)
     _accuracies(figure, ds, x)
@@ -35,7 +31,7 @@ def emergence(ds: xr.Dataset, heads: int = 6) -> go.Figure:
     note = _effects(figure, ds, x, heads)
     size = f"circuits of {' / '.join(map(str, dict.fromkeys(chosen)))} heads"
     tasks = " and ".join(map(str, ds["task"].values))
-    title = f"Emergence of {tasks} in {_model(ds)}"
+    title = f"Emergence of {tasks} in {model_of(ds)}"
     figure.update_layout(**heading(ds, title, f"{size} · {note}", room=20, height=760))
     for row, (legend, y) in enumerate((("legend", 1), ("legend2", 0.64), ("legend3", 0.28)), start=1):
         figure.update_layout({legend: {"y": y, "yanchor": "top", "x": 1.01}})
@@ -43,20 +39,6 @@ def emergence(ds: xr.Dataset, heads: int = 6) -> go.Figure:
     figure.update_xaxes(type="linear" if numeric else "category")
     figure.update_xaxes(title="training step" if numeric else "checkpoint", row=3, col=1)
     return figure
-
-
-def _steps(ds: xr.Dataset) -> tuple[list, bool]:
-    """The checkpoints as numbers where all of them are, else as names."""
-    labels = [str(label) for label in ds["checkpoint"].values]
-    numeric = all(label.isdigit() for label in labels)
-    return ([int(label) for label in labels] if numeric else [theme.plain(label) for label in labels]), numeric
-
-
-def _model(ds: xr.Dataset) -> str:
-    """The model's reference without its checkpoints, which `concat` lists."""
-    found = str(ds.attrs["model"])
-    names = json.loads(found) if found.startswith("[") else [found]
-    return ", ".join(dict.fromkeys(name.partition("@")[0] for name in names))
 
 
 def _accuracies(figure: go.Figure, ds: xr.Dataset, x: list) -> None:
