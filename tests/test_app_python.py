@@ -23,7 +23,7 @@ from workbench.registry import WorkbenchError
 from workbench.session import Session
 from workbench.tasks import TASKS, make_task
 
-MODEL = zoo_names()[0]
+MODEL = "zoo/tasks"
 PORT = 4321
 
 
@@ -42,7 +42,7 @@ def test_a_good_address_is_restored_in_full(session):
     step = str(checkpoints(MODEL)[-1])
     given = {"model": MODEL, "checkpoint": step, "task_a": "subject_verb", "corruption_a": "number", "n": "128"}
     given |= {"task_b": "ioi", "corruption_b": "abc", "seed": "3", "top": "0.25", "head": "L1H2", "prompt": "4"}
-    given |= {"query": "-1", "page": "1", "part": "3", "edges": "120"}
+    given |= {"query": "-1", "page": "1", "part": "3", "sink": "4", "length": "128", "edges": "120"}
     assert restore(session, arguments(**given), zoo_names()) == ""
     assert {name: str(getattr(session, name)) for name in given} == given
 
@@ -67,6 +67,8 @@ def test_a_good_address_is_restored_in_full(session):
         ("query", "-2"),
         ("page", "9"),
         ("part", "9"),
+        ("sink", "9"),
+        ("length", "2"),
         ("edges", "-1"),
     ],
 )

@@ -58,7 +58,7 @@ def build() -> pmui.Page:
         sidebar.show_card(str(ds.attrs["model"]), Card.from_json(ds.attrs["trust"]))
 
     circuits.hear(told)
-    sinks.on_result = told
+    sinks.hear(told)
 
     async def start() -> None:
         if pn.state.location is not None:

@@ -18,6 +18,7 @@ class TracedPage(pn.viewable.Viewer):
 
     number: int  # of the tab
     part: int | None = None  # of the tab within it, where there are several
+    tab: str = "part"  # what the session calls that
     doing: str  # what is being done, for the headline
     watched: tuple[str, ...]  # parts of the session that decide the results
 
@@ -31,7 +32,7 @@ class TracedPage(pn.viewable.Viewer):
         self._headline = Note(f"{self.doing} both tasks …", margin=(12, 0, 0, 0))
         self._code = CodeBox()
         session.param.watch(self._again, list(self.watched))
-        session.param.watch(self.open, ["page", "part"])
+        session.param.watch(self.open, ["page", self.tab])
 
     def specs(self, analysis: str, **params: Any) -> list[dict]:
         """An analysis of both tasks, as the session has them."""
@@ -56,7 +57,7 @@ class TracedPage(pn.viewable.Viewer):
 
     async def open(self, *_: Any) -> None:
         """Fetch when the page is first looked at, and again after a change of model or task."""
-        shown = self._session.page == self.number and self.part in (None, self._session.part)
+        shown = self._session.page == self.number and self.part in (None, getattr(self._session, self.tab))
         if shown and not self._current:
             await self._refresh()
 
