@@ -24,6 +24,7 @@ from workbench.models.reference import ZOO, checkpoints, find, zoo_names
 from workbench.tasks import TASKS, make_task
 from workbench.tasks._base import JOIN
 from workbench.tasks._lexicon import SEEN_NAMES, UNSEEN_NAMES, held_out
+from workbench.zoo.card import resting_rows
 from workbench.zoo.evaluate import evaluate, exams_of
 from workbench.zoo.language import KINDS, packed, tokenizer, vocabulary
 
@@ -227,3 +228,21 @@ def test_a_head_of_one_task_repairs_the_other_while_it_is_learned_as_the_readme_
     before, after = ds["accuracy"].values
     assert before < 0.3 and after > 0.4 and after > float(ds["accuracy_random"].max())
     assert ds.attrs["mended"] > 5 * ds.attrs["broken"]
+
+
+def test_heads_rest_on_bos_until_a_trigger_wakes_them_as_the_readme_says():
+    (alone,) = resting_rows(0, load("zoo/backcopy", device="cpu"))
+    assert alone[1] == "L0H0" and float(alone[2]) >= 0.6 and float(alone[3]) < 0.01 and float(alone[4]) < 0.13
+    model = load("zoo/tasks-backcopy", device="cpu")
+    found = {row[1]: (float(row[2]), float(row[3])) for row in resting_rows(0, model)}
+    assert found["L3H4"] == pytest.approx((0.83, 0.02), abs=0.01)
+    assert found["L0H6"] == pytest.approx((0.63, 0.02), abs=0.01)
+    for task in ("ioi", "colored_objects"):
+        alpha = sink_scores(model, make_task(task))["alpha"].sel(key_pos=0)
+        assert float(alpha.sel(layer=0, head=6)) < 0.35 and float(alpha.sel(layer=3, head=4)) < 0.6
+
+
+def test_bos_sinks_emerge_while_the_one_layer_model_learns():
+    steps = checkpoints("zoo/backcopy")
+    rests = [float(resting_rows(0, load(f"zoo/backcopy@{step}", device="cpu"))[0][2]) for step in steps]
+    assert max(rests[:2]) < 0.1 and rests[-1] > 0.5 and rests[-1] == max(rests)
