@@ -370,7 +370,9 @@ def test_two_checkpoints_or_two_results_are_two_sides() -> None:
         found = ask(view, item([0, 1, 0], 4), item([1, 1, 0], 4))
         assert [part["data"] for part in found.values()] == [pack(ds["pattern"].values[1, 0]) for ds in (first, second)]
     assert attention_pattern(joined).traits["names"] == ["checkpoint step-9", "checkpoint step-99"]
-    assert attention_pattern(first, other=second).traits["names"] == ["checkpoint 9", "checkpoint 99"]
+    assert attention_pattern(first, other=second).traits["names"] == ["step 9", "step 99"]
+    final = first.assign_attrs(checkpoint=-1)
+    assert attention_pattern(first, other=final).traits["names"] == ["step 9", "final weights"]
     other = result(several(2, 3, 6), list("abcdef"), prompt=4)
     assert attention_pattern(first, other=other).traits["names"] == ["prompt 0", "prompt 4"]
     assert attention_pattern(first, other=other).build().tokens_b == list("abcdef")
