@@ -95,6 +95,8 @@ def _symbols(figure: go.Figure, x: list[str], y: list[str], label: str, symbol: 
     marker = {"symbol": symbol, "size": 10, "color": theme.TASKS[1], "line": {"color": "white", "width": 1}}
     if symbol.endswith("-open"):
         marker["line"] = {"color": theme.TASKS[1], "width": 1.5}
+    if symbol == MARKS[IDLE][1]:  # most heads: there, but not in the way of the others
+        marker |= {"size": 4, "opacity": 0.7}
     figure.add_scatter(x=x, y=y, mode="markers", marker=marker, name=label, hoverinfo="skip")
 
 
