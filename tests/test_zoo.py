@@ -10,6 +10,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from workbench.analyses import (
+    dormant_heads,
     edge_attribution,
     faithfulness,
     head_patching,
@@ -237,9 +238,13 @@ def test_heads_rest_on_bos_until_a_trigger_wakes_them_as_the_readme_says():
     found = {row[1]: (float(row[2]), float(row[3])) for row in resting_rows(0, model)}
     assert found["L3H4"] == pytest.approx((0.83, 0.02), abs=0.01)
     assert found["L0H6"] == pytest.approx((0.63, 0.02), abs=0.01)
-    for task in ("ioi", "colored_objects"):
-        alpha = sink_scores(model, make_task(task))["alpha"].sel(key_pos=0)
-        assert float(alpha.sel(layer=0, head=6)) < 0.35 and float(alpha.sel(layer=3, head=4)) < 0.6
+    objects, letters = (dormant_heads(model, make_task(name)) for name in ("colored_objects", "backcopy"))
+    states = json.loads(objects.attrs["states"])
+    working, resting = (objects["lost"].sel(layer=layer, head=head) for layer, head in ((0, 6), (3, 4)))
+    assert 0.4 < float(working) < 0.6 and states[str(int(objects["state"].sel(layer=0, head=6)))].startswith("active")
+    for ds in (objects, letters):
+        assert states[str(int(ds["state"].sel(layer=3, head=4)))].startswith("dormant")
+    assert abs(float(resting)) < 0.02
 
 
 def test_bos_sinks_emerge_while_the_one_layer_model_learns():
