@@ -76,7 +76,11 @@ class EdgesPart(TracedPage):
             one = self._results[min(self.viewed, 1)]
             below = f" Below the graph: {one.attrs['task']}." if self.viewed == SHARED else ""
             self._headline.say(_summary(self._results) + below, "info")
-            shown = overlap(*self._results, top=0.05, draws=200) if self.viewed == SHARED else one
+            viewed, shown = self.viewed, one
+            if viewed == SHARED:
+                shown = await self.compute(overlap, *self._results, top=0.05, draws=200)
+            if self.viewed != viewed:
+                return  # it is drawn by the call that the change made
             self._draw_graph(shown)
             self._scatter.draw(exact_scatter(one))
             self._faithful = None

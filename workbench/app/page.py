@@ -1,5 +1,6 @@
 """What the pages have in common: one result a task, fetched when the page is looked at, and again after a change."""
 
+import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -7,7 +8,7 @@ import panel as pn
 import xarray as xr
 
 from workbench.app.parts import CodeBox, Note
-from workbench.app.runner import Runner
+from workbench.app.runner import Runner, Stale
 from workbench.engine import specify
 from workbench.session import Session
 from workbench.tasks import make_task
@@ -46,6 +47,18 @@ class TracedPage(pn.viewable.Viewer):
         place = f"{type(self).__name__}, {what}"
         ticket = self._runner.begin(place)
         return [await self._runner.fetch(place, ticket, spec) for spec in specs]
+
+    async def compute(self, function: Callable[..., xr.Dataset], *results: xr.Dataset, **options: Any) -> xr.Dataset:
+        """What a function makes of results, computed beside the page.
+
+        Raises:
+            Stale: when the page has other results meanwhile.
+        """
+        shown = self._results
+        found = await asyncio.to_thread(function, *results, **options)
+        if self._results is not shown:
+            raise Stale
+        return found
 
     def _specs(self) -> list[dict]:
         """What to ask the engine for."""

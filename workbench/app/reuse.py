@@ -73,12 +73,12 @@ class ReusePart(TracedPage):
                 for spec in specs:
                     spec["model"]["reference"] = f"{self._session.model}@{step}"
                 both = await self.fetch_all(specs, "checkpoints")
-                found[step] = overlap(*both, top=self._session.top, draws=500)
+                found[step] = await self.compute(overlap, *both, top=self._session.top, draws=500)
             self._history.draw(emergence(concat(found, dim="checkpoint")))
 
     async def _draw(self) -> None:
         self._history.wait()
-        shared = overlap(*self._results, top=self._session.top)
+        shared = await self.compute(overlap, *self._results, top=self._session.top)
         sets = circuit_sets(shared)
         self._heads.draw(overlap_matrix(shared))
         found = await self.fetch_all(self.specs("ablation", sets=sets), "ablation")
@@ -93,7 +93,7 @@ class ReusePart(TracedPage):
         )
         self._code.replace(code(self._drawn, after).replace("import workbench", "import json\nimport workbench", 1))
         edges = await self.fetch_all(self.specs("edge_attribution"), "edges")
-        self._edges.draw(overlap_matrix(overlap(*edges, top=0.05, draws=200)))
+        self._edges.draw(overlap_matrix(await self.compute(overlap, *edges, top=0.05, draws=200)))
 
 
 def summary(cross: xr.Dataset) -> str:

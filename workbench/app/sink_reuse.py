@@ -64,7 +64,8 @@ class SinkReusePart(SinkPart):
         top = self._session.top
         plain = await self.fetch_all(self.specs(PLAIN), "plain")
         self._overlaps = {
-            name: overlap(*results, top=top) for name, results in ((BEYOND, self._results), (PLAIN, plain))
+            name: await self.compute(overlap, *results, top=top)
+            for name, results in ((BEYOND, self._results), (PLAIN, plain))
         }
         self._headline.say(summary(self._overlaps, self._results), "info")
         self._code.replace(code(self._drawn, f"wb.show(wb.overlap(a, b, top={top}))\nwb.show(a, 'parked_heads')"))
