@@ -8,7 +8,8 @@ app: .venv/made
 	$(BIN)/workbench app
 
 test: .venv/made
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --ignore tests/ui -n auto --dist worksteal
+	$(BIN)/python -m pytest tests/ui
 
 lint: .venv/made
 	$(BIN)/ruff check .
