@@ -28,7 +28,7 @@ A new task, analysis, view, method or widget is one file and one line: see CONTR
 import os
 from typing import TYPE_CHECKING, Any
 
-from workbench.analyses import ANALYSES, circuit_sets, overlap
+from workbench.analyses import ANALYSES, circuit_sets, overlap, routing_drift, task_routing
 from workbench.engine import rerun, run, submit
 from workbench.registry import WorkbenchError
 from workbench.schema import concat
@@ -54,10 +54,12 @@ __all__ = [
     "load",
     "overlap",
     "rerun",
+    "routing_drift",
     "run",
     "show",
     "submit",
     "task",
+    "task_routing",
     "wrap",
 ]
 

@@ -183,19 +183,111 @@ def path_effects() -> xr.Dataset:
 
 def sinks() -> xr.Dataset:
     """As sink_scores gives it."""
-    by_head = ("layer", "head", "key_pos")
+    by_head, heads = ("layer", "head", "key_pos"), ("layer", "head")
     alpha = abs(numbers(LAYERS, HEADS, KEYS))
     single = np.stack([alpha, alpha[:, ::-1]])
-    variables = {name: (by_head, alpha) for name in ("alpha", "alpha_low", "alpha_high", "sink_rate", "value_norm")}
+    variables = {f"alpha{end}": (by_head, alpha + 0.02 * n) for end, n in ENDS.items()}
+    measured = ("sink_rate", "value_norm", "key_norm", "query_key_cosine")
+    variables |= {name: (by_head, alpha * (1 - 0.1 * index)) for index, name in enumerate(measured)}
     variables |= {"alpha_null": ("key_pos", np.full(KEYS, 0.25)), "alpha_prompt": (("prompt", *by_head), single)}
     rate = np.array([0.9, 0.4, 0.2, 0.1])
     for end, shift in (("", 0.0), ("_low", -0.1), ("_high", 0.05)):
         variables[f"sink_rate_mean{end}"] = ("key_pos", rate + shift)
-    variables["residual_norm"] = (("layer", "key_pos"), alpha[:, 0])
+    variables |= {"residual_norm": (("layer", "key_pos"), alpha[:, 0]), "output_norm": (heads, 9 * alpha[..., 0])}
+    kinds = np.stack([alpha[..., 0], alpha[..., 3] / 2], -1)
+    variables |= {f"kind_alpha{end}": ((*heads, "component"), kinds + 0.03 * n) for end, n in ENDS.items()}
+    variables |= {"kind_alpha_null": ("component", np.array([0.3, 0.2]))}
+    variables |= {"kind_share": ("component", np.array([0.25, 0.75]))}
+    variables |= {"control_alpha": (("measured", *heads), np.stack([alpha[..., 0], alpha[..., 1], alpha[..., 2]]))}
+    variables |= {"control_rate": ("measured", np.array([0.91, 0.52, 0.13]))}
     coords = {"prompt": range(PROMPTS), "layer": range(LAYERS), "head": range(HEADS), "key_pos": range(KEYS)}
+    coords |= {"component": ["BOS", "<i>content"], "measured": ["text", "random tokens", "one repeated token"]}
     token = (("prompt", "key_pos"), np.array([["<bos>", "a", "a", "<i>"]] * PROMPTS))
     extra = {"epsilon": 0.3, "length": KEYS, "bos": 1, "folding": "raw", "analysis": "sink_scores"}
     return finish(variables, {**coords, "token": token}, "alpha", **extra)
+
+
+def growing_sinks() -> xr.Dataset:
+    """Sink scores at three checkpoints, joined, not in their order; L1H2 comes to rest."""
+    found = {}
+    for step, share in (("0", 0.1), ("900", 1.0), ("100", 0.4)):
+        ds = sinks()
+        for name in [name for name in ds.data_vars if str(name).startswith(("alpha", "sink_rate_mean"))]:
+            ds[name] = ds[name] * share
+        found[step] = ds
+    return concat(found, "checkpoint")
+
+
+def averages() -> xr.Dataset:
+    """As mean_attention gives it; L1H2 looks most at the first token."""
+    dims = ("layer", "head", "query_pos", "key_pos")
+    pattern = patterns()["pattern"].values.copy()
+    pattern[1, 2] = np.eye(KEYS)[0]
+    score = np.tril(numbers(*pattern.shape))
+    variables = {"score": (dims, score), "score_sd": (dims, abs(score) / 2), "pattern": (dims, pattern)}
+    variables |= {"pattern_sd": (dims, pattern / 4)}
+    coords = {dim: np.arange(size) for dim, size in zip(dims, pattern.shape, strict=True)}
+    ds = finish(variables, coords, "score", causal=1, analysis="mean_attention")
+    ds["score"].attrs["signed"] = 1
+    return ds
+
+
+def massive(layer: int = 1) -> xr.Dataset:
+    """As massive_activations gives it; overwritten in the output of `layer`, nowhere if that is negative."""
+    ranks, method = ("layer", "measured"), ["zero", "mean", "zero, other dimensions", "zero, other tokens"]
+    curve, change = np.array([[3.0, 2.0], [900.0, 4.0]]), np.array([0.5, 0.01, 0.02, -0.01]) * (layer >= 0)
+    values = {"magnitude": (ranks, curve), "median": ("layer", curve[:, 0] / 500), "limit": ("layer", curve[:, 1] * 90)}
+    values |= {"massive_share": ("layer", np.array([0.0, 0.8])), "loss_change": ("method", change)}
+    variables = {
+        f"{name}{end}": (dims, v * (1 + 0.1 * n)) for name, (dims, v) in values.items() for end, n in ENDS.items()
+    }
+    variables |= {name: (ranks, np.array([[1, 2], [7, 2]])) for name in ("dimension", "position")}
+    variables |= {f"{name}_share": (ranks, np.full((2, 2), 0.75)) for name in ("dimension", "position")}
+    variables |= {
+        "magnitude_null": (ranks, curve / 100),
+        "top_token": (ranks, np.array([["<i>", "a"], ["<bos>", "a"]])),
+    }
+    variables |= {name: ("method", np.array([1.0, 1.0, 1.0, 0.9])) for name in ("edited", "moved")}
+    coords = {
+        "layer": range(2),
+        "measured": ["largest 1", "largest 2"],
+        "method": method,
+        "meaning": ("method", method),
+    }
+    named = {"rule": "<i>large", "layer_edited": layer, "loss": 2.5, "analysis": "massive_activations"}
+    return finish(variables, coords, "magnitude", **named)
+
+
+def resting(task: bool = False) -> xr.Dataset:
+    """As dormant_heads gives it; with a task dimension L0H1 is dormant on the first and active on the second."""
+    dims, shape, state = ("layer", "head"), (LAYERS, HEADS), np.array([[3, 1, 0], [2, 2, 1]])
+    coords = {"layer": range(LAYERS), "head": range(HEADS)}
+    if task:
+        dims, shape, coords = ("task", *dims), (2, *shape), {"task": TASKS, **coords}
+        state = np.stack([state, [[2, 2, 0], [2, 2, 1]]])
+    measured = ("dormancy", "dormancy_at", "value_drain", "output_norm", "lost", "lost_null")
+    variables = {
+        f"{name}{end}": (dims, numbers(*shape) + 0.1 * index + 0.05 * n)
+        for index, name in enumerate(measured)
+        for end, n in ENDS.items()
+    }
+    variables |= {name: ((), np.array(0.07)) for name in ("dormancy_null", "dormancy_at_null")}
+    variables |= {"limit": (dims, np.full(shape, 0.02)), "state": (dims, state.astype(np.int8))}
+    named = {"epsilon": 0.3, "length": 12, "margin": 0.02, "position": "END", "analysis": "dormant_heads"}
+    return finish(variables, coords, "dormancy", states=json.dumps({n: f"state <i>{n}" for n in range(4)}), **named)
+
+
+def parked() -> xr.Dataset:
+    """As sink_aware_patching gives it; L1H2 is parked."""
+    dims, plain = ("layer", "head"), numbers(LAYERS, HEADS)
+    left = plain * np.array([[1, 1, 0.5], [1, 1, 0]])
+    found = {"effect": left, "effect_plain": plain, "effect_sink": plain - left}
+    found |= {"sink_clean": abs(plain), "sink_corrupted": abs(left)}
+    variables = {f"{name}{end}": (dims, v + 0.1 * n) for name, v in found.items() for end, n in ENDS.items()}
+    variables |= {"sink_null": ((), np.array(0.1)), "parked": (dims, (left == 0).astype(np.int8))}
+    coords = {"layer": range(LAYERS), "head": range(HEADS)}
+    named = {"margin": 0.02, "within": 0.25, "metric_name": "logit_diff", "analysis": "sink_aware_patching"}
+    return finish(variables, coords, "effect", **named | {"title": "a <b>title"})
 
 
 def patterns() -> xr.Dataset:
@@ -210,7 +302,198 @@ def patterns() -> xr.Dataset:
     return finish({"pattern": (dims, pattern)}, coords, "pattern", prompt=0, analysis="attention")
 
 
+def leveled() -> xr.Dataset:
+    """As secondary_sinks gives it, of 3 layers; two tokens of sequence 0 are secondary sinks."""
+    level, token = ("component", "layer", "size"), ("prompt", "key_pos")
+    counts = np.zeros((3, 3, 3))
+    counts[0, 0, 2], counts[1, 1, 1] = PROMPTS, 2
+    alignment = np.array([[0.1, 0.99], [-0.05, 0.2]])
+    variables = {"level_count": (level, counts.astype(int)), "level_null": (level, counts / 4)}
+    variables |= {"count": ("component", np.array([0, 2, 0]))}
+    variables |= {"count_null": (("component", "seed"), np.array([[0, 0], [1, 0], [0, 2]]))}
+    variables |= {"label": (token, np.array([[1, 2, 2, 0], [1, 0, 0, 0]], dtype=np.int8))}
+    variables |= {"creation": (token, np.array([[0, 1, 1, -1], [0, -1, -1, -1]]))}
+    variables |= {"lifetime": (token, np.array([[3, 2, 2, 0], [3, 0, 0, 0]]))}
+    variables |= {"mlp_norm": (token, np.array([[9.0, 4.0, 5.0, 0.0], [8.0, 0.0, 0.0, 0.0]]))}
+    variables |= {"score": (token, np.array([[0.8, 0.3, 0.4, 0.0], [0.7, 0.0, 0.0, 0.0]]))}
+    for end, value in (("", 0.5), ("_low", 0.1), ("_high", 0.8), ("_p", 0.03)):
+        variables |= {f"spearman_{name}{end}": ((), np.array(value)) for name in ("lifetime", "score")}
+    variables |= {f"alignment{end}": (("measured", "module"), alignment + 0.01 * n) for end, n in ENDS.items()}
+    variables |= {"alignment_n": ("measured", np.array([2, 7]))}
+    coords = {"component": ["primary", "secondary", "noise"], "layer": range(3), "size": [1, 2, 3], "seed": [0, 1]}
+    coords |= {"prompt": range(PROMPTS), "key_pos": range(KEYS), "measured": ["sink", "control"]}
+    coords |= {"module": ["input", "<b>output"], "token": (token, np.array([["<bos>", "a", "a", "<i>"]] * PROMPTS))}
+    named = {"rule": "sink: <i>near</i>", "controls": "same <b>ids</b>", "sinks": 2, "analysis": "secondary_sinks"}
+    return finish(variables, coords, "level_count", **named)
+
+
+def unsunk() -> xr.Dataset:
+    """As sink_ablation gives it; the primary is idle, the secondary sinks are load-bearing."""
+    part, drawn, change = "component", np.array([[-0.1, 0.0, 0.2], [0.1, 0.0, 0.1]]), np.array([0.1, 0.9])
+    variables = {f"loss_change{end}": (part, change + 0.05 * n) for end, n in ENDS.items()}
+    variables |= {f"loss_change_null{end}": (part, drawn.mean(1) + 0.1 * n) for end, n in ENDS.items()}
+    variables |= {"loss_change_random": ((part, "seed"), drawn), "p": (part, np.array([0.5, 0.25]))}
+    variables |= {"load_bearing": (part, np.array([0, 1], dtype=np.int8))}
+    pair = {"loss": np.array([[2.0, 2.1], [2.5, 3.4]]), "score": np.array([[0.8, 0.1], [0.3, 0.0]])}
+    pair["lifetime"] = np.array([[3.0, 3.0], [2.0, 0.5]])
+    variables |= {name: ((part, "measured"), values) for name, values in pair.items()}
+    coords = {part: ["primary", "<i>secondary"], "seed": range(3), "measured": ["before", "after"]}
+    named = {"what": "mask", "meaning": "no <b>other</b> token attends", "analysis": "sink_ablation"}
+    return finish(variables, coords, "loss_change", **named)
+
+
+def pushed() -> xr.Dataset:
+    """As sink_directions gives it: the mean and one component; an output of the mean always has the same direction."""
+    by, size = ("component", "measured", "size"), np.array([1.0, 4.0])
+    cosine = np.array([[[1.0, 1.0], [1.0, 1.0]], [[0.2, 0.9], [-0.1, -0.3]]])
+    norm = np.array([3.0, 1.0])[:, None, None] * np.array([1.0, 0.5])[:, None] * size
+    variables = {"cosine": (("module", *by), np.stack([cosine, cosine / 2])), "norm": (by, norm)}
+    variables |= {f"cosine_null{end}": (("module", "size"), np.full((2, 2), 0.4) * n) for end, n in ENDS.items()}
+    variables |= {f"norm_null{end}": ("size", size * (1 + 0.1 * n)) for end, n in ENDS.items()}
+    variables |= {"explained": ("component", np.array([0.0, 0.41])), "extent": ("component", np.array([0.9, 0.3]))}
+    for end, n in ENDS.items():
+        variables |= {f"sink_cosine{end}": ("module", np.array([0.9, 0.95]) + 0.01 * n)}
+        variables |= {f"sink_norm{end}": ((), np.array(5.0 + n))}
+    coords = {"module": ["block output", "MLP output"], "component": ["mean", "PC1<b>"], "measured": ["+", "-"]}
+    coords |= {"size": [0, 1], "alpha": ("size", [0.5, 1.0])}
+    named = {"rule": "sink: <i>near</i>", "layer": 1, "kind": "any", "among": "balanced", "sinks": 7, "sample": 12}
+    return finish(variables, coords, "cosine", analysis="sink_directions", **named)
+
+
+def unstaffed() -> xr.Dataset:
+    """As expert_ablation gives it; L0E1 is lost more than random experts are, L1E2 is not used."""
+    dims, values = ("layer", "expert"), np.array([[0.0, 0.6, 0.1], [0.2, -0.1, 0.0]])
+    variables = {}
+    for name, scale in (("lost", 1.0), ("loss_change", 0.5)):
+        variables |= {f"{name}{end}": (dims, scale * values + 0.05 * n) for end, n in ENDS.items()}
+        variables |= {f"{name}_null{end}": (dims, scale * np.full((2, 3), 0.1 + 0.15 * n)) for end, n in ENDS.items()}
+        variables |= {f"{name}_random": ((*dims, "seed"), np.zeros((2, 3, 2))), f"{name}_p": (dims, abs(values))}
+    variables |= {name: (dims, np.array([[0.5, 0.9, 0.6], [0.7, 0.3, 0.0]])) for name in ("load", "load_text")}
+    variables |= {f"metric_change{end}": (dims, -values + 0.05 * n) for end, n in ENDS.items()}
+    coords = {"layer": [0, 1], "expert": range(3), "seed": range(2)}
+    ds = finish(variables, coords, "lost", mode="close", meaning="its <b>logit</b>", analysis="expert_ablation")
+    for name in ("lost", "loss_change"):
+        ds[name].attrs["signed"] = 1
+    return ds
+
+
+def operated() -> xr.Dataset:
+    """As route_surgery gives it, of two edits."""
+    pair, drawn = {"metric": [2.0, 0.5], "probability": [0.9, 0.4], "loss": [3.0, 3.25]}, np.array([-0.1, 0.0, 0.05])
+    variables = {}
+    for name, values in pair.items():
+        change = values[1] - values[0]
+        variables |= {name: ("measured", np.array(values)), f"{name}_change_random": ("seed", drawn)}
+        variables |= {f"{name}_prompt": (("measured", "prompt"), np.outer(values, [0.5, 1.5]))}
+        variables |= {f"{name}_change{end}": ((), np.array(change + 0.1 * n)) for end, n in ENDS.items()}
+        variables |= {f"{name}_change_null{end}": ((), np.array(0.1 * n)) for end, n in ENDS.items()}
+        variables |= {f"{name}_change_p": ((), np.array(0.25))}
+    variables |= {"weight": (("component", "measured"), np.array([[0.4, 0.0], [0.1, 1.0]]))}
+    variables |= {"top_token": (("measured", "size"), np.array([["<b>a", "\n"], [" ", "c"]]))}
+    variables |= {"top_probability": (("measured", "size"), np.array([[0.75, 0.125], [0.5, 0.25]]))}
+    coords = {"measured": ["before", "after"], "prompt": range(2), "size": [1, 2], "seed": range(3)}
+    coords |= {"component": ["L0E1=mute", "L1E2=force@<i>S2"], "control": ("seed", ["L0E<b>", "x", "y"])}
+    named = {"edits": "L0E1=mute; L1E2=force@<i>S2", "shown": "a <b>prompt", "code": "model.routers.run(tokens)"}
+    named |= {"continuation_before": "<b>one", "continuation_after": "two", "analysis": "route_surgery"}
+    return finish(variables, coords, "metric_change", **named)
+
+
+def rerouted() -> xr.Dataset:
+    """As routing_circuit gives it."""
+    at, by, node = ("pos", "layer"), ("measured", "layer"), ("layer", "expert")
+    variables: dict = {"margin": (at, numbers(3, 2) + 1), "weight_moved": (at, abs(numbers(3, 2)))}
+    for end, n in ENDS.items():
+        variables |= {f"changed{end}": (at, np.linspace(0.2, 0.8, 6).reshape(3, 2) + 0.1 * n)}
+        variables |= {f"carried{end}": (by, numbers(2, 2) + 0.1 * n), f"carried_null{end}": (by, numbers(2, 2) / 9 + n)}
+        variables |= {f"carried_all{end}": ("measured", np.array([0.7, 0.6]) + 0.1 * n)}
+        variables |= {f"carried_all_null{end}": ("measured", np.array([0.1, 0.2]) + 0.1 * n)}
+        variables |= {f"effect{end}": (node, numbers(2, 3) + 0.1 * n)}
+        variables |= {f"effect_{name}{end}": ("layer", np.array([0.3, 0.8]) + 0.1 * n) for name in ("mlp", "sum")}
+    variables |= {"carried_p": (by, np.full((2, 2), 0.5)), "carried_all_p": ("measured", np.array([0.25, 0.5]))}
+    variables |= {
+        "carried_random": ((*by, "seed"), np.zeros((2, 2, 3))),
+        "changed_tokens": ("layer", np.array([0.1, 0.2])),
+    }
+    variables |= {"carried_all_random": (("measured", "seed"), np.zeros((2, 3)))}
+    coords = {"pos": ["S1", "<i>S2", "other tokens"], "layer": [0, 1], "expert": range(3), "seed": range(3)}
+    coords |= {"measured": ["restored", "removed"]}
+    return finish(variables, coords, "carried", analysis="routing_circuit", ranked=1)
+
+
+def routed() -> xr.Dataset:
+    """As routing gives it, of 2 layers with 3 experts, of which each token goes to 2; two sequences are shown."""
+    node, pair, kind, at = ("layer", "expert"), ("layer", "expert", "receiver"), ("measured", "layer"), 0.05
+    load = np.array([[1.0, 0.75, 0.25], [0.5, 0.5, 1.0]])
+    variables: dict = {f"load{end}": (node, load + at * n) for end, n in ENDS.items()}
+    variables |= {f"load_null{end}": ((), np.array(2 / 3 + at * n)) for end, n in ENDS.items()}
+    together = load[:, None] * np.array([1.0, 0.5, 0.25])[:, None]
+    variables |= {f"coactivation{end}": (pair, together + at * n) for end, n in ENDS.items()}
+    variables |= {"coactivation_null": (pair, together - np.array([0.0, 0.03, 0.2]))}
+    for index, end in enumerate(("", "_random_high", "_random", "_null_high", "_null")):
+        variables |= {f"specialisation{end}": (kind, np.array([[0.9, 0.8], [0.7, 0.6]]) - 0.1 * index)}
+    few, rng = ("component", "pos", "layer"), np.random.default_rng(3)
+    probability = rng.dirichlet(np.ones(3), (2, 4, 2))
+    order = np.argsort(-probability, -1)[..., :2]
+    weight = np.take_along_axis(probability, order, -1)
+    variables |= {"shown_token": (few[:2], np.array([["<bos>", "a", " ", "<i>"], ["<bos>", "b", "c", "\n"]]))}
+    variables |= {"shown_chosen": ((*few, "size"), order.astype(np.int16)), "shown_weight": ((*few, "size"), weight)}
+    variables |= {"shown_probability": ((*few, "expert"), probability)}
+    variables |= {name: (few, probability[..., 0]) for name in ("shown_margin", "shown_entropy")}
+    coords = {"layer": [1, 3], "expert": range(3), "receiver": range(3), "component": [0, 1], "pos": range(4)}
+    coords |= {"size": [1, 2], "measured": ["input token", "<b>next"]}
+    named = {"k": 2, "experts": 3, "tokens": 6, "left_out": "<b>BOS", "analysis": "routing", "rule": "softmax x 1"}
+    return finish(variables, coords, "load", **named)
+
+
+def routed_tasks() -> xr.Dataset:
+    """As task_routing gives it, of 2 tasks."""
+    one, other = routed(), routed()
+    keep = ["load", "load_low", "load_high", "load_null"]
+    variables: dict = {
+        name: (("task", "layer", "expert"), np.stack([one[name], other[name][::-1]])) for name in keep[:3]
+    }
+    variables |= {"load_null": ((), one["load_null"].values)}
+    variables |= {n: (v.dims, v.values) for n, v in one.data_vars.items() if str(n).startswith("specialisation")}
+    alike = np.array([[[0.9, 0.4], [0.4, 0.8]], [[0.95, 0.7], [0.7, 0.85]]])
+    for index, end in enumerate(("", "_null", "_null_low")):
+        variables |= {f"similarity{end}": (("layer", "task", "receiver"), alike - 0.01 * index)}
+    coords = {"task": TASKS, "receiver": TASKS, "layer": [1, 3], "expert": range(3), "measured": one["measured"].values}
+    named = {"k": 2, "tokens": 12, "left_out": "BOS", "analysis": "task_routing", "title": f"routing of {TASKS[0]}"}
+    return finish(variables, coords, "specialisation", **named)
+
+
+def drifting() -> xr.Dataset:
+    """As routing_drift gives it, its checkpoints not in their order."""
+    by, step = ("checkpoint", "layer"), np.array([[0.2, 0.3], [1.0, 1.0], [0.6, 0.7]])
+    variables: dict = {}
+    for name, values in {"saturation": step, "overlap": 0.5 + step / 2, "divergence": 1 - step}.items():
+        variables |= {f"{name}{end}": (by, values + 0.02 * n) for end, n in ENDS.items()}
+        variables |= {f"{name}_null": (by, values / 2)}
+    coords = {"checkpoint": ["0", "900", "100"], "layer": [1, 3]}
+    named = {"reference": "<b>900", "uniform": 0.25, "tokens": 12, "analysis": "routing_drift"}
+    return finish(variables, coords, "saturation", **named)
+
+
+def alike() -> xr.Dataset:
+    """As expert_similarity gives it, of 2 layers with 3 experts."""
+    pair, each = ("layer", "expert", "receiver"), ("layer", "expert", "module")
+    same = np.stack([np.eye(3), np.eye(3) * 0.5 + 0.5])
+    variables: dict = {"cka": (pair, same), "cosine": (pair, same / 2), "cosine_null_high": ((), np.array(0.0123))}
+    ends = {"null": 0.1, "null_high": 0.2, "random": 0.3, "random_high": 0.4}
+    variables |= {f"cka_{end}": ("layer", np.array([value, value + 0.05])) for end, value in ends.items()}
+    energy = np.array([0.2, 0.6, 1.0]) * np.ones((2, 3, 4, 1))
+    variables |= {"energy": ((*each, "size"), energy), "energy_null": (("module", "size"), energy[0, 0] / 2)}
+    variables |= {"rank": (each, np.full((2, 3, 4), 2.5)), "rank_null": ("module", np.full(4, 3.5))}
+    coords = {"layer": [1, 3], "expert": range(3), "receiver": range(3), "size": [1, 2, 3]}
+    coords |= {"module": ["gate and up", "down", "a", "<b>b"]}
+    return finish(variables, coords, "cka", tokens=9, analysis="expert_similarity")
+
+
 def all_of_them() -> list[xr.Dataset]:
     """One result of each shape."""
     found = [effects(), overlaps(), sinks(), patterns(), path_effects(), edges(), edge_overlaps(), faithful()]
-    return [*found, ablated(), ablated_both(), roles(), repaired(), emerging()]
+    found += [ablated(), ablated_both(), roles(), repaired(), emerging()]
+    found += [massive(), resting(), resting(task=True), parked(), leveled(), unsunk(), pushed()]
+    found += [growing_sinks(), averages()]
+    found += [unstaffed(), operated(), rerouted()]
+    return [*found, routed(), routed_tasks(), drifting(), alike()]

@@ -1,4 +1,4 @@
-"""What every registered analysis promises, on an untrained GPT-2 and an untrained grouped-query Llama."""
+"""What every registered analysis promises, on an untrained GPT-2 and an untrained grouped-query Llama, or MoEs."""
 
 import hashlib
 from collections.abc import Iterator
@@ -15,15 +15,34 @@ from workbench.tasks import make_task
 
 SMALL = {
     "ablation": {"sets": "one=L0H1; two=L0H0,L1H3", "draws": 2},
+    "dormant_heads": {"length": 12, "sequences": 4, "draws": 20, "batch": 2},
     "edge_attribution": {"steps": 2, "exact": 12, "batch": 4},
+    "expert_ablation": {"length": 8, "sequences": 2, "draws": 20},
+    "expert_similarity": {"length": 8, "sequences": 2, "tokens": 8},
     "faithfulness": {"steps": 1, "draws": 1, "batch": 4},
     "head_patching": {"draws": 20},
     "head_roles": {"batch": 4},
+    "massive_activations": {"length": 12, "sequences": 4, "ratio": 3.0, "threshold": 0.0, "draws": 1, "batch": 1},
+    "mean_attention": {"length": 6, "sequences": 6, "batch": 2},
     "path_patching": {"stages": "logits@END; q@END; v@subject", "top": 0.2, "draws": 20, "batch": 4},
     "repair": {"heads": "L0H1,L1H2", "weights": "subject=1", "draws": 3},
+    "route_surgery": {"edits": "L0E1=mute; L1E2=force@END; L1E0=0.5@1", "steps": 2, "draws": 20},
+    "routing": {"length": 8, "sequences": 4, "shown": 2, "batch": 1, "occurrences": 1},
+    "secondary_sinks": {"length": 12, "sequences": 4, "batch": 2, "cosine": 0.35},
+    "sink_ablation": {"length": 12, "sequences": 4, "batch": 2, "cosine": 0.35},
+    "sink_aware_patching": {"draws": 20},
+    "sink_directions": {"length": 12, "sequences": 6, "batch": 1, "cosine": 0.35, "kind": "any"},
     "sink_scores": {"length": 12, "sequences": 4, "batch": 1},
 }
 SHOWN_ON = {"head_roles": "ioi"}  # where subject_verb does not show all that it can
+ROUTED = (
+    "expert_ablation",
+    "expert_similarity",
+    "route_surgery",
+    "routing",
+    "routing_circuit",
+)  # of a mixture of experts
+SPARSE = {"gpt2": "mixtral", "llama": "olmoe"}  # what those are shown on instead
 TOKENS = np.random.default_rng(2).integers(3, 400, (2, 9))
 every_analysis = pytest.mark.parametrize("name", ANALYSES)
 every_model = pytest.mark.parametrize("family", ["gpt2", "llama"])
@@ -32,6 +51,11 @@ PASSING = ("created_at", "seconds")  # what differs between two equal runs
 
 def go(name: str, model, n: int = 8) -> xr.Dataset:
     return ANALYSES[name].run(model, make_task(SHOWN_ON.get(name, "subject_verb"), n=n), **SMALL.get(name, {}))
+
+
+def suited(name: str, family: str) -> str:
+    """The family, or the mixture of experts that stands for it."""
+    return SPARSE[family] if name in ROUTED else family
 
 
 def settled(ds: xr.Dataset) -> xr.Dataset:
@@ -53,7 +77,7 @@ def hooks_left(model) -> list[str]:
 @every_analysis
 @every_model
 def test_a_result_keeps_the_schema_and_repeats(name, family, traced):
-    model = traced(family)
+    model = traced(suited(name, family))
     ds = go(name, model)
     assert check(ds) is ds and ds.attrs["analysis"] == name
     assert all(np.isfinite(v.values).all() for v in ds.data_vars.values() if v.dtype.kind == "f")
@@ -63,7 +87,7 @@ def test_a_result_keeps_the_schema_and_repeats(name, family, traced):
 @every_analysis
 @every_model
 def test_a_result_survives_netcdf(name, family, traced, tmp_path):
-    ds = go(name, traced(family))
+    ds = go(name, traced(suited(name, family)))
     again = store.load(store.save(ds, tmp_path / "result.nc"))
     xr.testing.assert_equal(again, ds)
     assert again.attrs == ds.attrs
@@ -75,7 +99,7 @@ def test_a_result_survives_netcdf(name, family, traced, tmp_path):
 @every_analysis
 @every_model
 def test_the_model_is_left_as_it_was(name, family, traced):
-    model = traced(family)
+    model = traced(suited(name, family))
     weights, logits = fingerprint(model), model.logits(TOKENS)
     go(name, model)
     assert fingerprint(model) == weights and not hooks_left(model)
@@ -105,7 +129,7 @@ def stops(name: str, model) -> Iterator[xr.Dataset | None]:
 
 @every_analysis
 def test_a_stop_between_batches_gives_what_was_done(name, traced):
-    model = traced("gpt2")
+    model = traced(suited(name, "gpt2"))
     full = go(name, model)
     parts = list(stops(name, model))
     assert parts[0] is None, "stopped before anything was done"
@@ -143,11 +167,11 @@ def test_counts_below_one_are_refused(name, bad, traced):
     for key in counts:
         given = {**SMALL.get(name, {}), key: bad}
         with pytest.raises(AnalysisError, match=rf"{key}.*{bad}"):
-            ANALYSES[name].run(traced("gpt2"), make_task("subject_verb", n=8), **given)
+            ANALYSES[name].run(traced(suited(name, "gpt2")), make_task("subject_verb", n=8), **given)
 
 
 @every_analysis
 def test_every_head_variable_says_its_unit_and_every_analysis_its_claim(name, traced):
-    ds = go(name, traced("gpt2"))
+    ds = go(name, traced(suited(name, "gpt2")))
     assert ds.attrs["sign"] and ANALYSES[name].about.endswith(".")
     assert ds[ds.attrs["primary"]].attrs["units"]

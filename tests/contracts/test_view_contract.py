@@ -10,7 +10,6 @@ import plotly.graph_objects as go
 import pytest
 import synthetic
 
-from widgets.attention_view import unpack
 from workbench.views import VIEWS, Drawing, ViewError, compatible, show
 
 every_view = pytest.mark.parametrize("name", VIEWS)
@@ -53,7 +52,10 @@ def test_the_first_offer_is_about_the_primary_variable():
     first = [compatible(ds)[0] for ds in synthetic.all_of_them()]
     early = ["head_map", "head_map", "sink_heads", "attention_pattern", "head_map", "circuit_graph", "circuit_graph"]
     later = ["faithfulness_curve", "ablation_matrix", "ablation_matrix", "role_table", "repair_plot", "emergence"]
-    assert first == early + later
+    sinks = ["massive_map", "dormancy", "dormancy", "parked_heads", "sink_levels", "sink_effects"]
+    causal = ["expert_effects", "surgery_effects", "route_changes"]
+    routes = ["expert_load", "specialisation", "routing_drift", "expert_alignment"]
+    assert first == [*early, *later, *sinks, "sink_directions_plot", "sink_emergence", "first_tokens", *causal, *routes]
 
 
 def test_no_view_for_a_strange_dataset_is_said():
@@ -132,13 +134,14 @@ def test_a_sink_map_shows_the_strongest_head_or_the_one_chosen():
     np.testing.assert_allclose(strongest.z, ds["alpha_prompt"].values[1].max(1))
     (chosen,) = show(ds, "sink_map", prompt=1, head=2).data
     np.testing.assert_allclose(chosen.z, ds["alpha_prompt"].values[1, :, 2])
-    assert strongest.customdata[0][0][0] == f"L0H{ds['alpha_prompt'].values[1, 0, :, 0].argmax()}"
+    best = ds["alpha_prompt"].values[1, 0, :, 0].argmax()
+    assert strongest.customdata[0][0] == f"0 &lt;bos&gt;<br>L0H{best}" and "H2" in chosen.customdata[1][3]
 
 
 def test_an_attention_view_holds_the_head_asked_for():
     widget = show(synthetic.patterns(), "attention_pattern", layer=1, head=2)
-    np.testing.assert_allclose(unpack(widget.pattern, synthetic.KEYS), np.eye(synthetic.KEYS))
-    assert "L1H2" in widget.title and widget.token == synthetic.KEYS - 1
+    np.testing.assert_allclose(widget.source(0, 1, 2, "pattern"), np.eye(synthetic.KEYS))
+    assert widget.selected == [1, 2] and widget.token == synthetic.KEYS - 1
 
 
 def test_markup_in_names_and_tokens_is_shown_as_text():

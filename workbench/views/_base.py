@@ -110,7 +110,9 @@ def link(*widgets: anywidget.AnyWidget) -> None:
         ViewError: for a widget in which no head can be selected.
     """
     if deaf := [type(widget).__name__ for widget in widgets if not widget.has_trait("selected")]:
-        raise ViewError(f"No head can be selected in a {deaf[0]}; link head maps, circuit graphs and attention viewers.")
+        raise ViewError(
+            f"No head can be selected in a {deaf[0]}; link head maps, circuit graphs and attention viewers."
+        )
 
     def follow(change: Any) -> None:
         if change.new and change.new[-1] < 0:
