@@ -102,7 +102,7 @@ def test_show_changes_dependent_traits_at_once_and_single_changes_are_refused() 
     assert (widget.query, widget.tokens) == (4, TOKENS)
     widget.show(**attention_row.pack(["a", "b"], [0.5, 0.5]), parts=[1, 2], query=-1, heading="END row of L3H4")
     assert (widget.tokens, widget.names, widget.shares) == (["a", "b"], [], (1 / 3, 2 / 3))
-    with pytest.raises(TypeError, match=r"no trait 'colour'; it has tokens, .*parts.*heading"):
+    with pytest.raises(TypeError, match=r"no trait 'colour'; it has heading, .*parts.*tokens"):
         widget.show(colour="red")
 
 

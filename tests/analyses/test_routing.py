@@ -15,6 +15,7 @@ from workbench.analyses.routing import _chances, _frequent, _specialised, _summa
 from workbench.models.load import wrap
 from workbench.models.reference import ModelError
 from workbench.models.routers import Routed
+from workbench.models.trunk import share_weights
 from workbench.tasks import make_task
 
 PROMPTS, LENGTH, LAYERS, EXPERTS, K = 5, 7, (1, 3), 6, 3
@@ -272,7 +273,8 @@ def test_routing_is_what_plain_transformers_gives(family, traced):
     ds = routing(model, task, length=16, sequences=5, batch=2, occurrences=2)
     tokens = task.documents(model.tokenizer, length=16, count=5, bos=True)
     with torch.no_grad():
-        out = model.plain(torch.from_numpy(tokens), output_router_logits=True)
+        # A copy, as asking for router logits leaves transformers' own hooks behind.
+        out = share_weights(model.plain)(torch.from_numpy(tokens), output_router_logits=True)
     for layer, flat in enumerate(out.router_logits):
         logits = flat.view(5, 16, -1)[:, 1:].reshape(-1, 4)
         chosen = logits.topk(2).indices

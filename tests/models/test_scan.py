@@ -180,6 +180,7 @@ def test_no_block_is_a_whole_pattern(model_of, monkeypatch):
     """The largest tensor that attention makes has a block's queries, not all of them."""
     from workbench.models import scan
 
+    assert model_of("gpt2").scanner.causal()  # made, and so checked, before
     seen, softmax = [], scan._softmax
     monkeypatch.setattr(scan, "_softmax", lambda scores: seen.append(scores.shape[1]) or softmax(scores))
     scanned(model_of("gpt2"))

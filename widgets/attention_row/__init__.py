@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import anywidget
 import numpy as np
 import traitlets as T
 from numpy.typing import ArrayLike
+
+from widgets._base import Widget, packed
 
 _HERE = Path(__file__).parent
 # Softmax in half precision may end a little outside [0, 1].
@@ -66,12 +67,7 @@ def _wrong_numbers(weights: np.ndarray) -> str | None:
     return None
 
 
-def _bytes(help: str) -> T.Bytes:
-    # A browser's binary message arrives as a memoryview, which the trait itself refuses.
-    return T.Bytes(b"", help=help).tag(sync=True, from_json=lambda value, _: bytes(value or b""))
-
-
-class AttentionRow(anywidget.AnyWidget):
+class AttentionRow(Widget):
     """The attention of one query on the tokens up to it, edited in whole parts; `shares` are the weights they make.
 
     `pack` turns a prompt into the traits. Traits that depend on each other are set together, at construction or with
@@ -87,7 +83,7 @@ class AttentionRow(anywidget.AnyWidget):
     names = T.List(
         T.Unicode(), help="list of str: what each position is called, '' for nothing, or empty. Default: []."
     ).tag(sync=True)
-    weights = _bytes("float32, little-endian [token]: the present weights, or empty. Default: empty.")
+    weights = packed("float32, little-endian [token]: the present weights, or empty. Default: empty.")
     parts = T.List(
         T.Int(min=0), help="list of int: parts of the weight for each token; [] is 'no edit'. Default: []."
     ).tag(sync=True)
@@ -103,14 +99,6 @@ class AttentionRow(anywidget.AnyWidget):
     def shares(self) -> tuple[float, ...]:
         """The edited weight on each token; empty without an edit."""
         return shares(self.parts)
-
-    def show(self, **traits) -> None:
-        """Set several traits as one change, checked and sent together."""
-        with self.hold_sync(), self.hold_trait_notifications():
-            for name, value in traits.items():
-                if not self.has_trait(name):
-                    raise TypeError(f"AttentionRow has no trait {name!r}; it has {', '.join(_TOGETHER)}, heading")
-                setattr(self, name, value)
 
     @T.validate(*_TOGETHER)
     def _belongs_together(self, proposal: dict) -> object:

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any, ClassVar
 
-import anywidget
 import numpy as np
 import traitlets as T
 
+from widgets._base import Widget, packed
 from widgets.attention_view.answers import SCALES, answer, forget
 from widgets.attention_view.packing import pack, unpack
 
@@ -82,7 +82,7 @@ def _heads(default: list, help: str) -> T.List:
     return T.List(T.Int(min=0), default, help=help).tag(sync=True)
 
 
-class AttentionView(anywidget.AnyWidget):
+class AttentionView(Widget):
     """Attention of many heads; `source` gives the map of a head when the page comes to show it.
 
     In the page a click or Enter makes a map large and Escape leads back to the grid. A row, a column or a token of the
@@ -127,18 +127,7 @@ class AttentionView(anywidget.AnyWidget):
     causal = T.Bool(True, help="bool: whether no token sees later ones. Default: True.").tag(sync=True)
     title = T.Unicode("", help="str: what all this is on, like a prompt of a task. Default: ''.").tag(sync=True)
     _want = T.Dict(help="What the page asks for; see answers.py.").tag(sync=True)
-    # A browser's binary message arrives as a memoryview, which the trait itself refuses.
-    _parts = T.Bytes(b"", help="The answer; see answers.py.").tag(
-        sync=True, from_json=lambda value, _: bytes(value or b"")
-    )
-
-    def show(self, **traits: Any) -> None:
-        """Set several traits as one change, checked and sent together."""
-        with self.hold_sync(), self.hold_trait_notifications():
-            for name, value in traits.items():
-                if name not in _public():
-                    raise TypeError(f"AttentionView has no trait {name!r}; it has {', '.join(_public())}")
-                setattr(self, name, value)
+    _parts = packed("The answer; see answers.py.")
 
     @T.observe(*REPLIES)
     def _reply(self, change: dict) -> None:
@@ -151,11 +140,6 @@ class AttentionView(anywidget.AnyWidget):
         if problem := _first_problem(state):
             raise T.TraitError(f"{problem}; set traits that depend on each other in one call of show()")
         return proposal["value"]
-
-
-def _public() -> list[str]:
-    own = AttentionView.class_own_traits()
-    return [name for name in own if not name.startswith("_")]
 
 
 def _first_problem(state: dict) -> str | None:

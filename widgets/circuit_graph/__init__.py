@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import anywidget
 import numpy as np
 import traitlets as T
 from numpy.typing import ArrayLike
+
+from widgets._base import Widget, packed
 
 _HERE = Path(__file__).parent
 COLUMNS = ("writer_layer", "writer_index", "reader_layer", "reader_index", "reader_kind")
@@ -60,12 +61,7 @@ def _numbers(scores: ArrayLike) -> np.ndarray:
         return np.asarray(scores).astype("<f4")
 
 
-def _bytes(help: str) -> T.Bytes:
-    # A browser's binary message arrives as a memoryview, which the trait itself refuses.
-    return T.Bytes(b"", help=help).tag(sync=True, from_json=lambda value, _: bytes(value or b""))
-
-
-class CircuitGraph(anywidget.AnyWidget):
+class CircuitGraph(Widget):
     """A circuit: nodes are the input, heads, MLPs and logits, edges lead from a writer up to what reads it.
 
     `pack` turns arrays into the traits. Traits that depend on each other are set together, at construction or with
@@ -81,12 +77,12 @@ class CircuitGraph(anywidget.AnyWidget):
         sync=True
     )
     kv_heads = T.Int(0, min=0, help="int: key-value heads a layer; 0 is one for each head. Default: 0.").tag(sync=True)
-    edges = _bytes(
+    edges = packed(
         "int32, little-endian, C order [edge, 5]: writer_layer (-1 input), writer_index (head, -1 MLP), reader_layer, "
         "reader_index (key-value head for k and v, -1 for MLP and logits), reader_kind (0 q, 1 k, 2 v, 3 MLP, "
         "4 logits). Default: empty."
     )
-    scores = _bytes("float32, little-endian [edge]: finite, the largest |score| first. Default: empty.")
+    scores = packed("float32, little-endian [edge]: finite, the largest |score| first. Default: empty.")
     quantity = T.Unicode("", help="str: what the scores are, for the legend. Default: ''.").tag(sync=True)
     limit = T.Int(0, min=0, help="int: how many of the strongest edges to show; 0 shows all. Default: 0.").tag(
         sync=True
@@ -98,25 +94,12 @@ class CircuitGraph(anywidget.AnyWidget):
     ).tag(sync=True)
     show_slider = T.Bool(True, help="bool: whether the page has the slider for limit. Default: True.").tag(sync=True)
 
-    def show(self, **traits) -> None:
-        """Set several traits as one change, checked and sent together."""
-        with self.hold_sync(), self.hold_trait_notifications():
-            for name, value in traits.items():
-                if not self.has_trait(name):
-                    raise TypeError(f"CircuitGraph has no trait {name!r}; it has {', '.join(_own_traits())}")
-                setattr(self, name, value)
-
     @T.validate(*_TOGETHER)
     def _belongs_together(self, proposal: dict) -> object:
         state = {name: getattr(self, name) for name in _TOGETHER} | {proposal["trait"].name: proposal["value"]}
         if problem := _first_problem(state):
             raise T.TraitError(f"{problem}; set traits that depend on each other in one call of show()")
         return proposal["value"]
-
-
-def _own_traits() -> list[str]:
-    inherited = anywidget.AnyWidget.class_traits(sync=True)
-    return [name for name in CircuitGraph.class_traits(sync=True) if name not in inherited and not name.startswith("_")]
 
 
 def _first_problem(state: dict) -> str | None:

@@ -3,10 +3,11 @@
 import math
 from pathlib import Path
 
-import anywidget
 import numpy as np
 import traitlets as T
 from numpy.typing import ArrayLike
+
+from widgets._base import Widget, packed
 
 _HERE = Path(__file__).parent
 # Traits that only make sense together, so that one check looks at all of them.
@@ -43,12 +44,7 @@ def pack(
     return {"values": numbers.tobytes(), **packed, "shape": list(numbers.shape)}
 
 
-def _bytes(help: str) -> T.Bytes:
-    # A browser's binary message arrives as a memoryview, which the trait itself refuses.
-    return T.Bytes(b"", help=help).tag(sync=True, from_json=lambda value, _: bytes(value or b""))
-
-
-class HeadGrid(anywidget.AnyWidget):
+class HeadGrid(Widget):
     """Heat maps of one number a head: layers upwards, heads to the right, one map a panel.
 
     `pack` turns arrays into the traits. Traits that depend on each other are set together, at construction or with
@@ -59,10 +55,10 @@ class HeadGrid(anywidget.AnyWidget):
     ESM = _esm = _HERE / "widget.js"
     CSS = _css = _HERE / "widget.css"
 
-    values = _bytes("float32, little-endian, C order [panel, layer, head]; NaN is 'no value'. Default: empty.")
-    low = _bytes("Lower end of the 95 % interval, laid out like values, or empty. Default: empty.")
-    high = _bytes("Upper end of the 95 % interval, laid out like values, or empty. Default: empty.")
-    marks = _bytes("uint8 [panel, layer, head]: 0 nothing, 1 top in this panel, 2 shared by all. Default: empty.")
+    values = packed("float32, little-endian, C order [panel, layer, head]; NaN is 'no value'. Default: empty.")
+    low = packed("Lower end of the 95 % interval, laid out like values, or empty. Default: empty.")
+    high = packed("Upper end of the 95 % interval, laid out like values, or empty. Default: empty.")
+    marks = packed("uint8 [panel, layer, head]: 0 nothing, 1 top in this panel, 2 shared by all. Default: empty.")
     shape = T.List(
         T.Int(min=0), [0, 0, 0], 3, 3, help="list of int: number of panels, layers, heads. Default: [0, 0, 0]."
     ).tag(sync=True)
@@ -78,14 +74,6 @@ class HeadGrid(anywidget.AnyWidget):
     quantity = T.Unicode("", help="str: what the numbers are, for the colour bar. Default: ''.").tag(sync=True)
     selected = T.List(T.Int(), help="list of int: [] or [layer number, head]. Default: [].").tag(sync=True)
 
-    def show(self, **traits) -> None:
-        """Set several traits as one change, checked and sent together."""
-        with self.hold_sync(), self.hold_trait_notifications():
-            for name, value in traits.items():
-                if not self.has_trait(name):
-                    raise TypeError(f"HeadGrid has no trait {name!r}; it has {', '.join(_own_traits())}")
-                setattr(self, name, value)
-
     @T.validate("limit")
     def _limit_is_finite(self, proposal: dict) -> float:
         if not math.isfinite(proposal["value"]):
@@ -98,11 +86,6 @@ class HeadGrid(anywidget.AnyWidget):
         if problem := _first_problem(state):
             raise T.TraitError(f"{problem}; set traits that depend on each other in one call of show()")
         return proposal["value"]
-
-
-def _own_traits() -> list[str]:
-    inherited = anywidget.AnyWidget.class_traits(sync=True)
-    return [name for name in HeadGrid.class_traits(sync=True) if name not in inherited and not name.startswith("_")]
 
 
 def _first_problem(state: dict) -> str | None:

@@ -143,6 +143,13 @@ def caption(ds: xr.Dataset) -> str:
     return " · ".join(parts)
 
 
+def visible(token: object) -> str:
+    """A token that can be seen: white space by its signs, and the beginning of a long one."""
+    text = str(token).replace("\n", "↵").replace("\t", "⇥")
+    text = text if text.strip() else "␣" * len(text)
+    return text if len(text) <= 14 else f"{text[:13]}…"
+
+
 def pick(data: Selected, **labels: int | str) -> Selected:
     """The part of a dataset or array at the labels given.
 

@@ -8,7 +8,7 @@ import xarray as xr
 
 from workbench import theme
 from workbench.models.expert_names import expert_name
-from workbench.views._base import heading, only, pick, view
+from workbench.views._base import heading, only, pick, view, visible
 from workbench.views._experts import colour
 
 EACH = 80  # tokens that can all be written, with the expert's number in the cell
@@ -26,7 +26,7 @@ def expert_strip(ds: xr.Dataset, sequence: int = 0) -> go.Figure:
     part = pick(ds, component=sequence)
     dims = ("layer", "pos")
     first = only(part, "shown_chosen", *dims, "size").values[..., 0].astype(int)
-    tokens = [theme.plain(_shown(token)) for token in only(part, "shown_token", "pos").values]
+    tokens = [theme.plain(visible(token)) for token in only(part, "shown_token", "pos").values]
     layers, experts = [int(layer) for layer in part["layer"].values], ds.sizes["expert"]
     figure = go.Figure(
         go.Heatmap(
@@ -54,13 +54,6 @@ def expert_strip(ds: xr.Dataset, sequence: int = 0) -> go.Figure:
     figure.update_xaxes(tickvals=places, ticktext=labels, tickangle=-60, tickfont={"size": 10}, showgrid=False)
     figure.update_yaxes(title="layer", autorange="reversed", dtick=1 if len(layers) <= 16 else None, showgrid=False)
     return figure
-
-
-def _shown(token: object) -> str:
-    """A token that can be seen: white space by its signs, and the beginning of a long one."""
-    text = str(token).replace("\n", "↵").replace("\t", "⇥")
-    text = text if text.strip() else "␣" * len(text)
-    return text if len(text) <= 14 else f"{text[:13]}…"
 
 
 def _steps(experts: int) -> list[list]:

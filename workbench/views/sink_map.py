@@ -8,7 +8,7 @@ import xarray as xr
 
 from workbench import theme
 from workbench.models.heads import head_name
-from workbench.views._base import heading, only, pick, view
+from workbench.views._base import heading, only, pick, view, visible
 
 EACH = 80  # tokens that can all be written under the map
 WIDEST = 600  # columns that can be told apart
@@ -29,7 +29,7 @@ def sink_map(ds: xr.Dataset, prompt: int = 0, head: int | None = None) -> go.Fig
     row = pick(only(ds, "alpha_prompt", "prompt", "layer", "head", "key_pos"), prompt=prompt)
     if head is not None:
         row = pick(row, head=head).expand_dims(head=[head], axis=1)
-    tokens = [theme.plain(_shown(token)) for token in ds["token"].sel(prompt=prompt).values]
+    tokens = [theme.plain(visible(token)) for token in ds["token"].sel(prompt=prompt).values]
     values, strongest = row.max("head").values, row["head"].values[row.argmax("head").values]
     group = math.ceil(len(tokens) / WIDEST)
     at = _strongest(values, group)
@@ -74,13 +74,6 @@ def _write(figure: go.Figure, tokens: list[str], values: np.ndarray) -> None:
     places = list(range(len(tokens))) if few else _apart(values)
     labels = [tokens[place] if few else f"{place} {tokens[place]}" for place in places]
     figure.update_xaxes(tickvals=places, ticktext=labels, tickangle=-60, tickfont={"size": 10}, showgrid=False)
-
-
-def _shown(token: object) -> str:
-    """A token that can be seen: white space by its signs, and the beginning of a long one."""
-    text = str(token).replace("\n", "↵").replace("\t", "⇥")
-    text = text if text.strip() else "␣" * len(text)
-    return text if len(text) <= 14 else f"{text[:13]}…"
 
 
 def _strongest(values: np.ndarray, group: int) -> np.ndarray:
