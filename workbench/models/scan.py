@@ -97,14 +97,14 @@ class Scanner:
         module: the model as transformers made it, in a copy this scanner may keep (see `share_weights`).
         blocks: the module's name of its list of blocks.
         output: the name, inside a block, of the projection that reads the head outputs.
-        mlp: the name, inside a block, of the module that returns what the MLP adds; None where edits are not needed.
+        mlp: the name, inside a block, of the module that returns what the MLP adds.
         n_heads: query heads a layer.
 
     Raises:
         ScanError: when what it reads is not what the model computes.
     """
 
-    def __init__(self, module: Any, blocks: str, output: str, mlp: str | None, n_heads: int) -> None:
+    def __init__(self, module: Any, blocks: str, output: str, mlp: str, n_heads: int) -> None:
         AttentionInterface.register(NAME, _attend)
         AttentionMaskInterface.register(NAME, sdpa_mask)
         self.module, self.n_heads, self.own = module, n_heads, True
@@ -113,7 +113,7 @@ class Scanner:
         try:
             self.blocks = list(module.get_submodule(blocks))
             self.outputs = [block.get_submodule(output) for block in self.blocks]
-            self.mlps = [block.get_submodule(mlp) for block in self.blocks] if mlp else []
+            self.mlps = [block.get_submodule(mlp) for block in self.blocks]
         except AttributeError as error:
             raise ScanError(f"its blocks have other parts ({error})") from error
         for layer, block in enumerate(self.blocks):

@@ -199,11 +199,15 @@ class Task:
             pairs = (render(example, spaced) for example in self._draw(self.seed))
         rows = np.empty((count, length), dtype=np.int64)
         for row in rows:
-            text, ids = "", []
+            text, ids, most = "", [], int(bos)
             while len(ids) < length:
                 pair = next(pairs)
-                text += (" " if text else "") + pair.clean + pair.answers[0] + (" ." if spaced else ".")
-                ids = [tokenizer.bos_token_id] * bos + tokenizer(text, add_special_tokens=False)["input_ids"]
+                piece = (" " if text else "") + pair.clean + pair.answers[0] + (" ." if spaced else ".")
+                text += piece
+                # The whole is read again only when it may be long enough: a join is worth one token more at most.
+                most += len(tokenizer(piece, add_special_tokens=False)["input_ids"]) + 1
+                if most >= length:
+                    ids = [tokenizer.bos_token_id] * bos + tokenizer(text, add_special_tokens=False)["input_ids"]
             row[:] = ids[:length]
         return rows
 
