@@ -15,9 +15,9 @@ from typing import Any
 import xarray as xr
 
 from workbench.analyses import ANALYSES
-from workbench.analyses._base import Parameter
 from workbench.engine import run
 from workbench.models.reference import checkpoints, zoo_names
+from workbench.parameters import Parameter
 from workbench.registry import WorkbenchError
 from workbench.store import StoreError, save
 from workbench.tasks import TASKS, Task, make_task

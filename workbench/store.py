@@ -1,11 +1,9 @@
 """Results on disk: netCDF files keyed by what they were computed from, written whole or not at all."""
 
-import contextlib
 import hashlib
 import importlib.metadata
 import json
 import os
-import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any
 
 import xarray as xr
 
+from workbench.disk import home, write_whole
 from workbench.registry import WorkbenchError
 from workbench.schema import SchemaError, check
 
@@ -21,11 +20,6 @@ NUMERIC = ("dtype", "fold", "bos", "merge", "trust_remote_code")  # load options
 
 class StoreError(WorkbenchError):
     """A result that could not be written or read."""
-
-
-def home() -> Path:
-    """Where results are kept: `WORKBENCH_HOME`, or `~/.cache/workbench`."""
-    return Path(os.environ.get("WORKBENCH_HOME") or "~/.cache/workbench").expanduser()
 
 
 def key(analysis: str, params: Mapping[str, Any], model_hash: str, options: Mapping[str, Any], task_hash: str) -> str:
@@ -73,25 +67,16 @@ def save(ds: xr.Dataset, path: str | os.PathLike) -> Path:
     Raises:
         StoreError: when it cannot be written, for want of space or permission.
     """
-    path, temporary = Path(path), None
+    path = Path(path)
     check(ds)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        content = _content(ds)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.replace(temporary, path)
+        write_whole(path, _content(ds))
     except OSError as error:
         reason = error.strerror or str(error)
         raise StoreError(
             f"The result could not be written to '{path}' ({reason}); free some space, or set WORKBENCH_HOME "
             "to a folder you can write to."
         ) from error
-    finally:
-        if temporary:
-            with contextlib.suppress(OSError):  # gone already when all went well
-                os.unlink(temporary)
     return path
 
 

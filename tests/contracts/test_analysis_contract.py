@@ -9,6 +9,7 @@ import xarray as xr
 
 from workbench import store
 from workbench.analyses import ANALYSES, AnalysisError
+from workbench.parameters import ParameterError
 from workbench.progress import Cancelled, reporting
 from workbench.schema import check
 from workbench.tasks import make_task
@@ -18,7 +19,9 @@ SMALL = {
     "dormant_heads": {"length": 12, "sequences": 4, "draws": 20, "batch": 2},
     "edge_attribution": {"steps": 2, "exact": 12, "batch": 4},
     "expert_ablation": {"length": 8, "sequences": 2, "draws": 20},
+    "expert_drift": {"steps": 4, "examples": 24, "batch": 8},
     "expert_similarity": {"length": 8, "sequences": 2, "tokens": 8},
+    "expert_truncation": {"draws": 5},
     "faithfulness": {"steps": 1, "draws": 1, "batch": 4},
     "head_patching": {"draws": 20},
     "head_roles": {"batch": 4},
@@ -37,7 +40,9 @@ SMALL = {
 SHOWN_ON = {"head_roles": "ioi"}  # where subject_verb does not show all that it can
 ROUTED = (
     "expert_ablation",
+    "expert_drift",
     "expert_similarity",
+    "expert_truncation",
     "route_surgery",
     "routing",
     "routing_circuit",
@@ -146,17 +151,17 @@ def test_a_stop_between_batches_gives_what_was_done(name, traced):
 @every_analysis
 def test_parameters_are_checked_before_anything_runs(name):
     analysis = ANALYSES[name]
-    with pytest.raises(AnalysisError, match=f"no parameter 'nonsense'; it has: {', '.join(analysis.parameters)}"):
+    with pytest.raises(ParameterError, match=f"no parameter 'nonsense'; it has: {', '.join(analysis.parameters)}"):
         analysis.complete({"nonsense": 1})
     assert analysis.complete({}) == {key: p.default for key, p in analysis.parameters.items()}
     for key, parameter in analysis.parameters.items():
         if parameter.kind is not str or parameter.choices:
-            with pytest.raises(AnalysisError, match=f"{key} is 'many'"):
+            with pytest.raises(ParameterError, match=f"{key} is 'many'"):
                 analysis.complete({key: "many"})
         if not parameter.choices:
             assert analysis.complete({key: str(parameter.default)})[key] == parameter.default  # as typed in a shell
         if parameter.kind is int:
-            with pytest.raises(AnalysisError, match="whole number"):
+            with pytest.raises(ParameterError, match="whole number"):
                 analysis.complete({key: 2.5})
 
 

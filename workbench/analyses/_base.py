@@ -1,16 +1,16 @@
 """What makes a function an analysis, and the pieces analyses share: batches and the bootstrap."""
 
 import functools
-import inspect
 import time
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import xarray as xr
 
+from workbench.parameters import Parameter, complete, parameters_of
 from workbench.registry import Registry, WorkbenchError
 from workbench.schema import check, provenance
 from workbench.tasks import Prompts, Task
@@ -27,38 +27,6 @@ class AnalysisError(WorkbenchError):
 
 
 @dataclass(frozen=True)
-class Parameter:
-    """One typed keyword of an analysis: what the CLI, the app and the cache key are derived from."""
-
-    name: str
-    kind: type
-    default: Any
-    choices: tuple[Any, ...] = ()
-
-    def read(self, value: Any) -> Any:
-        """The value in the parameter's type, from a person's or a command line's spelling of it."""
-        if self.choices:
-            if value not in self.choices:
-                raise AnalysisError(f"{self.name} is {value!r}; it must be one of {', '.join(map(str, self.choices))}.")
-            return value
-        if self.kind is bool:
-            return self._switch(value)
-        try:
-            read = self.kind(value)
-        except (TypeError, ValueError):
-            raise AnalysisError(f"{self.name} is {value!r}; it must be a {self.kind.__name__}.") from None
-        if self.kind is int and read != float(value):
-            raise AnalysisError(f"{self.name} is {value!r}; it must be a whole number.")
-        return read
-
-    def _switch(self, value: Any) -> bool:
-        known = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-        if str(value).lower() not in known:
-            raise AnalysisError(f"{self.name} is {value!r}; it must be true or false.")
-        return known[str(value).lower()]
-
-
-@dataclass(frozen=True)
 class Analysis:
     """A registered analysis."""
 
@@ -70,11 +38,7 @@ class Analysis:
 
     def complete(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """All parameters: those given, checked, and the defaults of the others."""
-        unknown = [name for name in given if name not in self.parameters]
-        if unknown:
-            known = ", ".join(self.parameters)
-            raise AnalysisError(f"{self.name} has no parameter '{unknown[0]}'; it has: {known}.")
-        return {name: p.read(given.get(name, p.default)) for name, p in self.parameters.items()}
+        return complete(self.name, self.parameters, given)
 
 
 ANALYSES: Registry[Analysis] = Registry("analysis")
@@ -88,7 +52,7 @@ def analysis(*, about: str, sign: str, primary: str, paper: str = "") -> Callabl
     """
 
     def register(function: F) -> F:
-        name, parameters = function.__name__, _parameters(function)
+        name, parameters = function.__name__, parameters_of(function)
 
         @functools.wraps(function)
         def run(model: "Model", task: Task, **given: Any) -> xr.Dataset:
@@ -106,15 +70,6 @@ def analysis(*, about: str, sign: str, primary: str, paper: str = "") -> Callabl
         return typing.cast(F, run)
 
     return register
-
-
-def _parameters(function: Callable) -> dict[str, Parameter]:
-    hints, found = typing.get_type_hints(function, localns={"Model": object}), {}
-    for name, p in inspect.signature(function).parameters.items():
-        if p.kind is p.KEYWORD_ONLY:
-            choices = typing.get_args(hints[name]) if typing.get_origin(hints[name]) is Literal else ()
-            found[name] = Parameter(name, type(choices[0]) if choices else hints[name], p.default, choices)
-    return found
 
 
 def _trusted(model: "Model") -> None:

@@ -1,7 +1,7 @@
 """Where a model reference points, and the fingerprint of what is there; needs no torch.
 
-A reference is `zoo/<name>`, a hub id, or a local directory; `@` adds a training checkpoint of a zoo model
-(`zoo/tasks@500`) or a hub revision (`EleutherAI/pythia-70m@step1000`).
+A reference is `zoo/<name>`, `run/<name>` for a fine-tune of one's own, a hub id, or a local directory; `@` adds a
+training checkpoint of the first two (`zoo/tasks@500`) or a hub revision (`EleutherAI/pythia-70m@step1000`).
 """
 
 import functools
@@ -12,9 +12,11 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from workbench.disk import home
 from workbench.registry import WorkbenchError
 
 ZOO = Path(__file__).parent.parent / "zoo"
+KEPT = ("zoo", "run")  # kinds of references with training checkpoints
 WEIGHTS = ("*.safetensors",)
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "spiece.model")
@@ -65,11 +67,22 @@ def zoo_names() -> list[str]:
     return [f"zoo/{path.parent.name}" for path in sorted(ZOO.glob("*/config.json"))]
 
 
+def run_names() -> list[str]:
+    """The fine-tunes that have a checkpoint, as references: `run/<name>`, the latest first."""
+    folders = sorted((home() / "runs").glob("*/checkpoints"), key=lambda path: path.stat().st_mtime, reverse=True)
+    return [f"run/{path.parent.name}" for path in folders if any(path.glob("step_*"))]
+
+
 def checkpoints(reference: str) -> list[int]:
-    """Training steps at which a zoo model was kept, in order; empty for other models."""
-    name = reference.partition("@")[0]
-    folder = ZOO / name.removeprefix("zoo/") / "checkpoints" if name in zoo_names() else None
-    return sorted(int(path.name.removeprefix("step_")) for path in folder.glob("step_*")) if folder else []
+    """Training steps at which a zoo model or a fine-tune was kept, in order; empty for other models."""
+    kind, _, name = reference.partition("@")[0].partition("/")
+    if kind not in KEPT or not name or Path(name).name != name:
+        return []
+    return sorted(int(path.name.removeprefix("step_")) for path in _kept(kind, name).glob("step_*"))
+
+
+def _kept(kind: str, name: str) -> Path:
+    return (ZOO if kind == "zoo" else home() / "runs") / name / "checkpoints"
 
 
 def find(reference: str | os.PathLike) -> Source:
@@ -84,6 +97,8 @@ def find(reference: str | os.PathLike) -> Source:
     name, _, mark = text.partition("@")
     if name.startswith("zoo/"):
         return _zoo(text, name, mark)
+    if name.startswith("run/"):
+        return _checkpoint(text, name, mark or str(max(checkpoints(name), default="")))
     folder = Path(text).expanduser()
     if folder.is_dir():
         return Source(text, check_folder(folder.resolve()))
@@ -98,11 +113,19 @@ def _zoo(text: str, name: str, mark: str) -> Source:
     folder = ZOO / name.removeprefix("zoo/")
     if not mark:
         return Source(text, check_folder(folder))
+    return _checkpoint(text, name, mark)
+
+
+def _checkpoint(text: str, name: str, mark: str) -> Source:
     kept = checkpoints(name)
+    if not kept:
+        known = ", ".join(run_names()) or "none yet"
+        raise ModelError(f"There is no run '{name}' with a checkpoint here; there are: {known}.")
     if not mark.isdigit() or int(mark) not in kept:
         steps = ", ".join(map(str, kept))
         raise ModelError(f"'{name}' has no checkpoint '{mark}'; it was kept at the steps {steps}.")
-    return Source(text, check_folder(folder / "checkpoints" / f"step_{int(mark):05d}"), int(mark))
+    kind, _, short = name.partition("/")
+    return Source(text, check_folder(_kept(kind, short) / f"step_{int(mark):05d}"), int(mark))
 
 
 def _from_hub(name: str, revision: str | None) -> Path:
