@@ -30,10 +30,13 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.analyses import ANALYSES, circuit_sets, overlap, routing_drift, task_routing
 from workbench.engine import rerun, run, submit
+from workbench.methods import METHODS
 from workbench.registry import WorkbenchError
+from workbench.runs import Run
 from workbench.schema import concat
 from workbench.tasks import TASKS, Task
 from workbench.tasks import make_task as task
+from workbench.tuning import estimate, tune
 
 if TYPE_CHECKING:
     import anywidget
@@ -45,11 +48,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ANALYSES",
+    "METHODS",
     "TASKS",
+    "Run",
     "Task",
     "WorkbenchError",
     "circuit_sets",
     "concat",
+    "estimate",
     "link",
     "load",
     "overlap",
@@ -60,6 +66,7 @@ __all__ = [
     "submit",
     "task",
     "task_routing",
+    "tune",
     "wrap",
 ]
 

@@ -87,7 +87,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def concat(results: Mapping[str, xr.Dataset], dim: str = "checkpoint") -> xr.Dataset:
+def concat(results: Mapping[Any, xr.Dataset], dim: str = "checkpoint") -> xr.Dataset:
     """One dataset with a new dimension `dim`, labelled by the keys; attributes that differ become a JSON list.
 
     Raises:

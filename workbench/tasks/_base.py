@@ -165,10 +165,11 @@ class Task:
 
     def examples(self, n: int | None = None, seed: int | None = None) -> list[Example]:
         """The first `n` pairs as words (not for a task made from records, which has text only)."""
-        stream = self._draw(self.seed if seed is None else seed)
+        stream = self.stream(self.seed if seed is None else seed)
         return [next(stream) for _ in range(self.n if n is None else n)]
 
-    def _draw(self, seed: int) -> Iterator[Example]:
+    def stream(self, seed: int | str) -> Iterator[Example]:
+        """Pairs without end; another seed gives another order and other pairs."""
         family, rng = TASKS[self.name], random.Random(f"{self.name}/{self.corruption}/{seed}")
         while True:
             yield family.draw(rng, self.corruption)
@@ -186,7 +187,7 @@ class Task:
             candidates: Iterator[Pair] = iter(self.records)
         else:
             spaced = splits_on_spaces_only(tokenizer)
-            stream = self._draw(self.seed)
+            stream = self.stream(self.seed)
             candidates = (render(next(stream), spaced) for _ in range(8 * self.n))
         return _encode(self, candidates, tokenizer, bos)
 
@@ -196,7 +197,7 @@ class Task:
         if self.records:
             pairs: Iterator[Pair] = itertools.cycle(self.records)
         else:
-            pairs = (render(example, spaced) for example in self._draw(self.seed))
+            pairs = (render(example, spaced) for example in self.stream(self.seed))
         rows = np.empty((count, length), dtype=np.int64)
         for row in rows:
             text, ids, most = "", [], int(bos)

@@ -13,13 +13,14 @@ COLUMNS = ("clean", "corrupted", "answer", "wrong")
 
 def read_records(rows: Any) -> tuple[Pair, ...]:
     """The pairs in `rows`; see `Task.from_records`."""
-    pairs = tuple(_pair(row, where) for where, row in _numbered(rows))
+    pairs = tuple(_pair(row, where) for where, row in numbered(rows))
     if not pairs:
         raise TaskError("There are no rows, so the task is empty; give at least one clean/corrupted/answer/wrong pair.")
     return pairs
 
 
-def _numbered(rows: Any) -> Iterable[tuple[str, Mapping[str, Any]]]:
+def numbered(rows: Any) -> Iterable[tuple[str, Mapping[str, Any]]]:
+    """Each row with what a person would call it: its number, its label in a table, or its line in a file."""
     if isinstance(rows, (str, Path)):
         yield from _from_file(Path(rows))
     elif hasattr(rows, "to_dict") and hasattr(rows, "columns"):
