@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 
 from workbench.analyses._base import AnalysisError, analysis, at_least_one
+from workbench.analyses._expert_weights import NAMES, stored
 from workbench.analyses._routing import entropy
 from workbench.analyses._tokens import kinds_of
 from workbench.progress import Cancelled, track
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
     from workbench.models.model import Model
 
-NAMES = ("gate_up_proj", "down_proj")
 MODULES = ("gate and up", "down", "gate and up, less the mean expert", "down, less the mean expert")
 SHUFFLES = 20  # of the tokens, in the null of CKA
 HIGH = 0.95
@@ -90,22 +90,6 @@ def expert_similarity(
     ds["cosine_null_high"] = ((), np.array(bound), say)
     ds.attrs = {"n": sequences, "tokens": tokens, "task": task.name, "length": length}
     return ds.assign_attrs(experts=ds.sizes["expert"], bos=int(model.bos))
-
-
-def stored(experts: Any, layer: int) -> tuple["torch.Tensor", "torch.Tensor"]:
-    """The weights of a layer's experts, [expert, row, column] each: gate and up in one, and down.
-
-    Raises:
-        AnalysisError: when they are stored in another form.
-    """
-    found = dict(experts.named_parameters(recurse=False))
-    for name in NAMES:
-        if name not in found or found[name].ndim != 3:
-            raise AnalysisError(
-                f"The experts of layer {layer} ({type(experts).__name__}) have no 3-D parameter '{name}', so their "
-                "weights cannot be told apart; this works for families that transformers stores so."
-            )
-    return found[NAMES[0]].detach(), found[NAMES[1]].detach()
 
 
 def _hidden(model: "Model", text: np.ndarray, places: np.ndarray, size: int) -> dict[int, "torch.Tensor"]:
