@@ -42,7 +42,8 @@ def test_a_good_address_is_restored_in_full(session):
     step = str(checkpoints(MODEL)[-1])
     given = {"model": MODEL, "checkpoint": step, "task_a": "subject_verb", "corruption_a": "number", "n": "128"}
     given |= {"task_b": "ioi", "corruption_b": "abc", "seed": "3", "top": "0.25", "head": "L1H2", "prompt": "4"}
-    given |= {"query": "-1", "page": "1", "part": "3", "sink": "4", "length": "128", "edges": "120"}
+    given |= {"query": "-1", "page": "2", "part": "3", "sink": "4", "length": "128", "edges": "120"}
+    given |= {"route": "6", "layer": "1", "surgery": "L2E5=mute; L1E3=force@S2,<b>"}
     assert restore(session, arguments(**given), zoo_names()) == ""
     assert {name: str(getattr(session, name)) for name in given} == given
 
@@ -68,6 +69,8 @@ def test_a_good_address_is_restored_in_full(session):
         ("page", "9"),
         ("part", "9"),
         ("sink", "9"),
+        ("route", "9"),
+        ("layer", "-2"),
         ("length", "2"),
         ("edges", "-1"),
     ],

@@ -46,7 +46,10 @@ def test_the_address_carries_all_of_the_session():
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("n", 7), ("n", 1025), ("top", 0), ("top", 1.1), ("page", 2), ("seed", -1), ("sink", 7), ("length", 2)],
+    [
+        *(("n", 7), ("n", 1025), ("top", 0), ("top", 1.1), ("page", 3), ("seed", -1), ("sink", 7), ("length", 2)),
+        *(("route", 7), ("layer", -2)),
+    ],
 )
 def test_a_value_out_of_bounds_is_refused(name, value):
     session = Session()

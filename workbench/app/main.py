@@ -10,6 +10,7 @@ import xarray as xr
 
 from workbench.app.circuits import CircuitsPage
 from workbench.app.parts import Note, Theme
+from workbench.app.routing import RoutingPage
 from workbench.app.runner import Runner
 from workbench.app.sidebar import Sidebar, offered_models
 from workbench.app.sinks import SinksPage
@@ -20,7 +21,7 @@ from workbench.registry import WorkbenchError
 from workbench.session import URL, Session
 from workbench.tasks import TASKS
 
-PAGES = ("Circuits", "Sinks")
+PAGES = {"Circuits": CircuitsPage, "Sinks": SinksPage, "Routing": RoutingPage}
 
 
 def build() -> pmui.Page:
@@ -30,9 +31,9 @@ def build() -> pmui.Page:
     session, runner, theme = Session(), Runner(), Theme()
     problem = restore(session, dict(pn.state.session_args or {}), models)
     sidebar = Sidebar(session, runner, models)
-    circuits, sinks = CircuitsPage(session, runner, theme), SinksPage(session, runner, theme)
+    pages = {name: made(session, runner, theme) for name, made in PAGES.items()}
     tabs = pmui.Tabs(
-        *zip(PAGES, (circuits, sinks), strict=True),
+        *pages.items(),
         active=session.page,
         sizing_mode="stretch_width",
         sx={"& .MuiTab-root": {"textTransform": "none"}},
@@ -57,14 +58,14 @@ def build() -> pmui.Page:
     def told(ds: xr.Dataset) -> None:
         sidebar.show_card(str(ds.attrs["model"]), Card.from_json(ds.attrs["trust"]))
 
-    circuits.hear(told)
-    sinks.hear(told)
+    for each in pages.values():
+        each.hear(told)
 
     async def start() -> None:
         if pn.state.location is not None:
             publish(session, pn.state.location)
-        await circuits.open()
-        await sinks.open()
+        for each in pages.values():
+            await each.open()
 
     pn.state.onload(start)
     if pn.state.curdoc is not None:

@@ -52,7 +52,8 @@ def expert_effects(ds: xr.Dataset, measure: str = "lost") -> go.Figure:
     figure.update_layout(**heading(ds, title, f"{ds.attrs['mode']}: {ds.attrs['meaning']}", how, height=640, room=16))
     figure.update_layout(showlegend=True, legend={"orientation": "h", "y": -0.14})
     figure.update_xaxes(title="expert", dtick=1 if share.shape[1] <= WRITTEN else None, row=1)
-    figure.update_yaxes(title="layer", dtick=1, autorange="reversed", row=1)
+    figure.update_yaxes(dtick=1, autorange="reversed", row=1)
+    figure.update_yaxes(title="layer", row=1, col=1)
     figure.update_xaxes(title="share of tokens that use the expert", tickformat=".0%", row=2)
     figure.update_yaxes(title=quantity, row=2)
     return figure

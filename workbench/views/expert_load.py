@@ -21,12 +21,13 @@ ENDS = ("load", "load_low", "load_high")
 )
 def expert_load(ds: xr.Dataset, layer: int | None = None) -> go.Figure:
     """All layers as a map (one panel a task), or one `layer` as bars with 95 % intervals, a colour a task."""
-    even = float(only(ds, "load_null"))
+    even = float(ds["load_null"].max())  # of results that were joined, which have one each
     figure = _maps(ds, even) if layer is None else _bars(pick(ds, layer=layer), layer, even)
     where = "of every layer" if layer is None else f"of layer {layer}"
     said = [tokens_of(ds), f"an even router: {even:.3f}"]
     if "load_null_low" in ds:
-        said.append(f"by chance {float(ds['load_null_low']):.3f} to {float(ds['load_null_high']):.3f}")
+        low, high = float(ds["load_null_low"].min()), float(ds["load_null_high"].max())
+        said.append(f"by chance {low:.3f} to {high:.3f}")
     whose = ds.attrs["title"] if "task" in ds.dims else f"{ds.attrs['task']}, {ds.attrs['model']}"
     title = f"Tokens that go to each expert {where}: {whose}"
     room = 20 if layer is None and "task" in ds.dims else 0
@@ -66,7 +67,7 @@ def _maps(ds: xr.Dataset, even: float) -> go.Figure:
             col=column,
         )
     figure.update_xaxes(title="expert", showgrid=False, dtick=1 if ds.sizes["expert"] <= 16 else None)
-    figure.update_yaxes(showgrid=False, dtick=1 if ds.sizes["layer"] <= 16 else None)
+    figure.update_yaxes(showgrid=False, dtick=1 if ds.sizes["layer"] <= 16 else None, autorange="reversed")
     figure.update_yaxes(title="layer", row=1, col=1)
     return figure
 

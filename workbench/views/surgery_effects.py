@@ -27,9 +27,12 @@ LONGEST = 90  # letters of a text in the title
     variables={*MEASURES, *(f"{name}{end}" for name in MEASURES for end in ENDS), "top_token", "top_probability"},
     about="Metric, answer, loss and likeliest next tokens before and after experts were muted, forced or re-weighed.",
 )
-def surgery_effects(ds: xr.Dataset) -> go.Figure:
-    """A panel a measure, before, random experts and after; below, the likeliest next tokens of one prompt."""
-    titles = [f"{str(ds[name].attrs['long_name']).capitalize()} ({ds[name].attrs['units']})" for name in MEASURES]
+def surgery_effects(ds: xr.Dataset, texts: bool = True) -> go.Figure:
+    """A panel a measure, before, random experts and after; below, the likeliest next tokens of one prompt.
+
+    `texts`: whether the title has that prompt and its continuations.
+    """
+    titles = [_titled(ds[name]) for name in MEASURES]
     table = [{"type": "domain", "colspan": 3}, None, None]
     figure = make_subplots(
         rows=2,
@@ -44,17 +47,21 @@ def surgery_effects(ds: xr.Dataset) -> go.Figure:
         _panel(figure, ds, name, column)
     _tokens(figure, ds)
     said = [f"{name} {float(ds[f'{name}_change']):+.3g} (p = {float(ds[f'{name}_change_p']):.2g})" for name in MEASURES]
-    shown = [f"{side}: … {_cut(ds.attrs[f'continuation_{side}'])}" for side in SIDES]
-    notes = (
-        f"mean over prompts, bars: 95 % interval of the change; {', '.join(said)}",
-        _cut(ds.attrs["shown"]),
-        *shown,
-    )
+    notes = [f"mean over prompts, bars: 95 % interval of the change; {', '.join(said)}"]
+    if texts:
+        notes.append(_cut(ds.attrs["shown"]))
+        notes += [f"{side}: … {_cut(ds.attrs[f'continuation_{side}'])}" for side in SIDES]
     title = f"Routing edited: {ds.attrs['edits']} · {ds.attrs['task']}, {ds.attrs['model']}"
-    figure.update_layout(**heading(ds, title, *notes, height=660, room=16), showlegend=False)
+    figure.update_layout(**heading(ds, title, *notes, height=660 if texts else 580, room=16), showlegend=False)
     ticks = ["before", f"random experts<br>({ds.sizes['seed']} draws)", "after"]
     figure.update_xaxes(tickvals=[0, 1, 2], ticktext=ticks, range=[-0.5, 2.5], showgrid=False, zeroline=False)
     return figure
+
+
+def _titled(values: xr.DataArray) -> str:
+    """A quantity with its units, where its name does not say them."""
+    name, units = str(values.attrs["long_name"]), str(values.attrs["units"])
+    return name.capitalize() if units in name else f"{name.capitalize()} ({units})"
 
 
 def _panel(figure: go.Figure, ds: xr.Dataset, name: str, column: int) -> None:

@@ -1,5 +1,6 @@
 """From tasks to experts: which of a layer's experts each task's tokens flow to."""
 
+import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
@@ -58,8 +59,16 @@ def _flow(tasks: list[str], experts: list[str], values, above, said: list[list[s
         "hovertemplate": "%{customdata}<extra></extra>",
     }
     node = {"label": [*tasks, *experts], "color": [*hues, *[theme.QUIET] * len(experts)], "pad": 12, "thickness": 14}
-    node["hovertemplate"] = "%{label}<extra></extra>"
+    node |= {"hovertemplate": "%{label}<extra></extra>"} | _places(values)
     return go.Figure(go.Sankey(node=node, link=link, arrangement="snap"))
+
+
+def _places(values: np.ndarray) -> dict[str, list[float]]:
+    """Where the tasks and the experts stand, in their order: each in the middle of its share of the height."""
+    shares = [values.sum(axis) / values.sum() for axis in (1, 0)]
+    middles = np.concatenate([share.cumsum() - share / 2 for share in shares])
+    x = np.repeat([0.001, 0.999], [len(share) for share in shares])  # at 0 or 1 Plotly forgets the place
+    return {"x": x.tolist(), "y": middles.clip(0.001, 0.999).tolist()}
 
 
 def _bars(tasks: list[str], part: xr.Dataset, values, said: list[list[str]], even: float) -> go.Figure:
