@@ -16,6 +16,7 @@ from workbench.disk import home
 from workbench.registry import WorkbenchError
 
 ZOO = Path(__file__).parent.parent / "zoo"
+CONFIGS = ("config.json", "adapter_config.json")
 KEPT = ("zoo", "run")  # kinds of references with training checkpoints
 WEIGHTS = ("*.safetensors",)
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -64,7 +65,8 @@ def _content_hash(stats: tuple[tuple[str, int], ...], base: str) -> str:
 
 def zoo_names() -> list[str]:
     """The shipped models, as references: `zoo/<name>`."""
-    return [f"zoo/{path.parent.name}" for path in sorted(ZOO.glob("*/config.json"))]
+    found = {path.parent.name for kind in CONFIGS for path in ZOO.glob(f"*/{kind}")}
+    return [f"zoo/{name}" for name in sorted(found)]
 
 
 def run_names() -> list[str]:
@@ -153,7 +155,7 @@ def check_folder(folder: Path) -> Path:
     Raises:
         ModelError: saying what is missing or damaged and how to mend it.
     """
-    if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
+    if not any((folder / name).is_file() for name in CONFIGS):
         raise ModelError(f"'{folder}' has no config.json; save the model there with model.save_pretrained(directory).")
     weights = [path for pattern in WEIGHTS for path in folder.glob(pattern)]
     if not weights:

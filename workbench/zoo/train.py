@@ -8,6 +8,7 @@ import argparse
 import json
 import math
 import random
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -42,6 +43,7 @@ class Recipe:
     answer_weight: float = 12.0
     backcopy_share: float = 0.0
     experts: int = 0  # 0: a GPT-2; else a Mixtral with so many, two a token
+    expert_width: int = 128
     balance: float = 0.1  # weight of the load-balancing loss, where there are experts
     seed: int = 0
     checkpoints: tuple[int, ...] = (0, 500, 1000, 1500, 2000, 3500)
@@ -55,7 +57,23 @@ RECIPES = {
     "backcopy": Recipe(
         layers=1, heads=1, width=64, steps=2000, backcopy_share=1.0, checkpoints=(0, 100, 200, 300, 500, 1000)
     ),
-    "tasks-moe": Recipe(experts=8),
+    "tasks-moe": Recipe(experts=8, expert_width=64, steps=9000, seed=1, checkpoints=(0, 1000, 4000, 6500)),
+}
+# Three tasks and their opposites, learned by one adapter that gives each task its own mix of a few skills.
+SKILLS: dict[str, Any] = {
+    "model": "zoo/tasks-moe",
+    "tasks": [
+        {"name": name, "target": target}
+        for name in ("ioi", "colored_objects", "subject_verb")
+        for target in ("answer", "wrong")
+    ],
+    "method": "poly",
+    "options": {"r": 4, "skills": 4, "heads": 1, "router_rate": 10.0},
+    "steps": 300,
+    "batch": 48,
+    "learning_rate": 3e-3,
+    "checkpoint": 100,
+    "held": 128,
 }
 TABLES = ("wte", "wpe", "embed_tokens", "lm_head")
 
@@ -84,7 +102,7 @@ def build(recipe: Recipe) -> Any:
 def _mixture(recipe: Recipe, **words: Any) -> MixtralForCausalLM:
     config = MixtralConfig(
         hidden_size=recipe.width,
-        intermediate_size=recipe.width,
+        intermediate_size=recipe.expert_width,
         num_hidden_layers=recipe.layers,
         num_attention_heads=recipe.heads,
         num_key_value_heads=recipe.heads,
@@ -171,14 +189,36 @@ def train(recipe: Recipe, folder: Path, threads: int = 1) -> dict:
     return record
 
 
+def train_skills(folder: Path, seed: int = 0, threads: int = 1) -> dict:
+    """Tune the skills of the adapter-routed model into `folder`; returns (and writes as training.json) their record."""
+    from workbench.tuning import tune
+
+    torch.set_num_threads(threads)
+    run = tune({**SKILLS, "seed": seed, "device": "cpu"})
+    for step in run.checkpoints:
+        last = step == run.spec.steps
+        target = folder if last else folder / "checkpoints" / f"step_{step:05d}"
+        shutil.copytree(run.folder / "checkpoints" / f"step_{step:05d}", target, dirs_exist_ok=True)
+        (target / "README.md").unlink(missing_ok=True)  # PEFT's empty form
+    log = [record for record in run.records if record["kind"] == "evaluation"]
+    minutes = round(float(run.curves().attrs["seconds"]) / 60, 2)
+    record = {"spec": run.spec.plain, "torch": torch.__version__, "minutes": minutes, "log": log}
+    (folder / "training.json").write_text(json.dumps(record, indent=1))
+    return record
+
+
 def main() -> None:
     """Command line: names of zoo models, optionally other seeds and another folder."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", default=list(RECIPES), help=f"any of {', '.join(RECIPES)}")
+    known = [*RECIPES, "skills"]
+    parser.add_argument("names", nargs="*", default=known, help=f"any of {', '.join(known)}")
     parser.add_argument("--seed", type=int, help="another seed than the shipped one")
     parser.add_argument("--out", type=Path, default=HERE, help="folder to write to (default: the shipped models)")
     options = parser.parse_args()
     for name in options.names:
+        if name == "skills":
+            train_skills(options.out / name, options.seed or 0)
+            continue
         recipe = RECIPES[name]
         if options.seed is not None:
             recipe = Recipe(**{**asdict(recipe), "seed": options.seed})
