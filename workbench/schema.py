@@ -107,12 +107,7 @@ def concat(results: Mapping[Any, xr.Dataset], dim: str = "checkpoint") -> xr.Dat
         raise SchemaError(f"The results have different shapes: {error}") from None
     joined = joined.assign_coords({dim: list(results)})
     for name in dict.fromkeys(name for part in parts for name in part.attrs):
-        values = [_plain(part.attrs.get(name, "")) for part in parts]
+        values = [part.attrs.get(name, "") for part in parts]
         joined.attrs[name] = values[0] if len(set(values)) == 1 else json.dumps(values)
     joined.attrs["title"] = f"{parts[0].attrs['analysis']}: {', '.join(map(str, results))}"
     return joined
-
-
-def _plain(value: Any) -> Any:
-    """A number read from a file as Python's own."""
-    return value.item() if isinstance(value, np.generic) else value

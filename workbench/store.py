@@ -9,13 +9,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import xarray as xr
 
 from workbench.disk import home, write_whole
 from workbench.registry import WorkbenchError
 from workbench.schema import SchemaError, check
 
-NUMERIC = ("dtype", "fold", "bos", "merge", "trust_remote_code")  # load options that decide the numbers
+# Load options that decide the numbers.
+NUMERIC = ("dtype", "fold", "bos", "merge", "trust_remote_code", "route", "tasks")
 
 
 class StoreError(WorkbenchError):
@@ -58,6 +60,7 @@ def load(path: str | os.PathLike) -> xr.Dataset:
         ds = xr.load_dataset(path, engine="h5netcdf")
     except (OSError, ValueError, KeyError) as error:
         raise StoreError(f"'{path}' cannot be read as a result ({error}).") from error
+    ds.attrs = {name: value.item() if isinstance(value, np.generic) else value for name, value in ds.attrs.items()}
     return check(ds)
 
 

@@ -10,6 +10,8 @@ import numpy as np
 import xarray as xr
 
 from workbench.analyses import ANALYSES
+from workbench.methods import METHODS
+from workbench.registry import WorkbenchError
 from workbench.runs import Run
 from workbench.spec import Spec
 from workbench.tasks import Task, make_task
@@ -37,6 +39,7 @@ class Telemetry:
         found = [record for record in run.records if record["kind"] == "telemetry"]
         self.spent = sum(record["seconds"] for record in found)
         self.last = {record["analysis"]: record["seconds"] for record in found}
+        self.refused: set[str] = set()
 
     def look(self, training: "Training") -> None:
         """Measure what is due after this step."""
@@ -44,8 +47,17 @@ class Telemetry:
             return
         for analysis in self.spec.telemetry:
             cost = self.last.get(analysis, 0.0)
-            if self.spent + cost <= self.spec.telemetry_budget * training.seconds:
-                self._measure(analysis, training)
+            due = analysis not in self.refused
+            if due and self.spent + cost <= self.spec.telemetry_budget * training.seconds:
+                self._try(analysis, training)
+
+    def _try(self, analysis: str, training: "Training") -> None:
+        """Measure, unless the analysis does not fit this model: then the log says why, and training goes on."""
+        try:
+            self._measure(analysis, training)
+        except WorkbenchError as error:
+            self.refused.add(analysis)
+            self.run.log("note", step=training.done, text=f"{analysis} is not measured: {error}")
 
     def _measure(self, analysis: str, training: "Training") -> None:
         started = time.perf_counter()
@@ -70,11 +82,12 @@ class Telemetry:
     def _one(self, analysis: str, training: "Training", task: Task, params: dict[str, Any]) -> xr.Dataset:
         from workbench.models.load import wrap
 
-        reference = f"{self.run.reference}@{training.done}"
-        options = {"name": reference, "merge": True, "override": True}
+        options: dict[str, Any] = {"name": f"{self.run.reference}@{training.done}", "override": True}
         if training.attached.select is not None:
             training.attached.select(training.titles.index(task.name))
-        model = wrap(training.module, training.tokenizer, **options)
+        if METHODS[self.spec.method].per_task and training.attached.select is None:
+            options |= {"route": task.name, "tasks": ",".join(training.titles)}
+        model = wrap(training.module, training.tokenizer, merge="route" not in options, **options)
         return ANALYSES[analysis].run(model, task, **params)
 
 

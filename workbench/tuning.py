@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from workbench.methods import METHODS
 from workbench.progress import track
 from workbench.registry import WorkbenchError
 from workbench.runs import Hear, Onlooker, Run
@@ -93,9 +94,12 @@ def _keep(training: "Training", run: Run) -> None:
 
     def save(folder: Path) -> None:
         training.attached.save(folder)
-        training.tokenizer.save_pretrained(folder)
-        about = {"tasks": training.titles, "run": run.name, "step": training.done}
-        (folder / "workbench.json").write_text(json.dumps(about), encoding="utf-8")
+        per_task = METHODS[run.spec.method].per_task
+        about = {"tasks": training.titles, "per_task": per_task, "run": run.name, "step": training.done}
+        for place in (folder, *folder.glob("task_*")):
+            (place / "workbench.json").write_text(json.dumps(about), encoding="utf-8")
+            (place / "README.md").unlink(missing_ok=True)  # PEFT's empty form
+            training.tokenizer.save_pretrained(place)
 
     run.keep(training.done, save)
     run.log("evaluation", step=training.done, tasks=training.evaluate())

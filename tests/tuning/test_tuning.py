@@ -17,8 +17,8 @@ from workbench.progress import reporting
 from workbench.runs import Run, RunError, run_names, wilson
 from workbench.spec import SpecError
 from workbench.telemetry import Telemetry
-from workbench.training import Training, TrainingError
-from workbench.tuning import estimate, tune
+from workbench.training import Training, TrainingError, make_batch
+from workbench.tuning import estimate, make_training, tune
 
 
 def stopped_after(steps):
@@ -248,9 +248,65 @@ def estimate_of(spec):
         return estimate(spec).memory
 
 
-def test_a_checkpoint_says_what_it_is(small):
+@pytest.mark.parametrize("method", ["separate_lora", "poly"])
+def test_a_checkpoint_can_be_traced_as_each_of_its_tasks_uses_it(small, method):
+    spec = small(method=method, options={"r": 2}, learning_rate=3e-2)
+    run, training = tune(spec), make_training(spec)
+    about = json.loads((run.folder / "checkpoints" / "step_00006" / "workbench.json").read_text())
+    assert about == {"tasks": ["ioi", "subject_verb"], "per_task": True, "run": run.name, "step": 6}
+    training.restore(run.state)
+    training.module.eval()
+    models = [wb.load(f"{run.reference}:{name}", device="cpu") for name in spec.titles]
+    assert models[0].hash != models[1].hash or method == "poly"
+    for task, model in enumerate(models):
+        row = training.pools[task].held[0]
+        batch = make_batch([row], [1], [task], training.device)
+        if training.attached.select is not None:
+            training.attached.select(task)
+        expected = training.scores(batch)[0].detach()
+        torch.testing.assert_close(model.logits(row[None, :-1])[0, -1], expected, atol=2e-4, rtol=1e-4)
+    task = wb.task("ioi", n=8)
+    found = [wb.run("head_patching", model, task)["effect"].values for model in models]
+    assert not np.allclose(*found)
+    assert wb.load(f"{run.reference}:ioi@3", device="cpu").checkpoint == 3
+    with pytest.raises(ModelError, match="no part of a task 'co'; it has: ioi, subject_verb"):
+        wb.load(f"{run.reference}:co")
+
+
+def test_an_adapter_for_each_task_must_be_named(small):
     run = tune(small(method="separate_lora"))
-    folder = run.folder / "checkpoints" / "step_00006"
-    about = json.loads((folder / "workbench.json").read_text())
-    assert about == {"tasks": ["ioi", "subject_verb"], "run": run.name, "step": 6}
-    assert (folder / "task_0" / "adapter_model.safetensors").is_file()
+    with pytest.raises(ModelError, match=f"load one, like '{run.reference}:ioi'"):
+        wb.load(run.reference)
+    shared = tune(small())
+    with pytest.raises(ModelError, match="its tasks share all of it"):
+        wb.load(f"{shared.reference}:ioi")
+
+
+def test_prompt_tuning_is_trained_and_evaluated_but_not_traced(small):
+    run = tune(small(method="prompt_tuning", telemetry={"sink_scores": {"length": 16}}, telemetry_every=1))
+    assert run.status["state"] == "finished"
+    (note,) = (record for record in run.records if record["kind"] == "note")
+    assert "sink_scores is not measured" in note["text"]
+    with pytest.raises(ModelError, match="prompt"):
+        wb.load(run.reference)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_tuned_model_can_be_tuned_further(small, family):
+    first = tune(small(family))
+    second = tune(small(family, model=first.reference, seed=1))
+    before, after = (wb.load(ref, device="cpu") for ref in (first.reference, f"{second.reference}@0"))
+    tokens = before.encode("Mary and John went to the store")[None]
+    torch.testing.assert_close(after.logits(tokens), before.logits(tokens), atol=1e-4, rtol=1e-4)
+    assert before.card.colour == "green" and not after.card.problems()
+
+
+@pytest.mark.parametrize("method", ["separate_lora", "poly"])
+def test_telemetry_of_parts_that_tasks_have_of_their_own(small, method):
+    options = {"telemetry": {"head_patching": {}}, "telemetry_every": 3, "telemetry_budget": 1e6, "telemetry_n": 8}
+    run = tune(small(method=method, options={"r": 2}, learning_rate=3e-2, **options))
+    measured = run.telemetry("head_patching", "subject_verb")
+    again = wb.run(
+        "head_patching", wb.load(f"{run.reference}:subject_verb", device="cpu"), wb.task("subject_verb", n=8)
+    )
+    np.testing.assert_allclose(measured["effect"].sel(step=6), again["effect"], atol=1e-4)

@@ -22,7 +22,14 @@ if TYPE_CHECKING:
 
 ALL = ("all",)
 HELP = "write it like L2E5=mute, L1E3=force@S2 or L0E1=0.5"
-PLAIN = {"dtype": "float32", "merge": False, "override": False, "trust_remote_code": False}  # options of loading
+PLAIN = {
+    "dtype": "float32",
+    "merge": False,
+    "override": False,
+    "trust_remote_code": False,
+    "route": "",
+    "tasks": "",
+}  # options of loading
 
 
 @dataclass(frozen=True)
@@ -192,6 +199,8 @@ def code_of(model: "Model", edits: Edits, ids: np.ndarray, marks: Mapping[str, i
     lines = ["import numpy as np", "import torch", "", "import workbench as wb"]
     lines += ["from workbench.models.ends import unembed", ""]
     lines += [f"model = wb.load({model.reference!r}{options})", f"tokens = model.tensor(np.array([{ids.tolist()}]))"]
+    if model.routers.name:
+        lines.insert(-1, f"model = model.routed({model.routers.task!r}, {model.routers.name!r})")
     given = {"rescore": [], "reroute": []}
     for layer in dict.fromkeys(edit.layer for edit in edits):
         mine = [edit for edit in edits if edit.layer == layer]

@@ -4,7 +4,7 @@ Kept are sums for each sequence, the choices for each token, and everything for 
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,14 @@ def probabilities(logits: np.ndarray, rule: str) -> np.ndarray:
         scores = 1 / (1 + np.exp(-logits))
         return scores / scores.sum(-1, keepdims=True)
     return softmax(logits)
+
+
+def as_sure(scores: np.ndarray, logits: np.ndarray) -> np.ndarray:
+    """Scores with the mean and the spread that the logits have over the last axis."""
+    own = scores - scores.mean(-1, keepdims=True)
+    spread = own.std(-1, keepdims=True)
+    own = np.divide(own, spread, out=np.zeros_like(own), where=spread > 0)
+    return own * logits.std(-1, keepdims=True) + logits.mean(-1, keepdims=True)
 
 
 def entropy(probability: np.ndarray) -> np.ndarray:
@@ -76,7 +84,13 @@ class Batch:
         return cls(logits, probabilities(logits, rule), chosen, weight, _members(chosen, logits.shape, counted))
 
     def margin(self) -> np.ndarray:
-        """The least logit chosen less the greatest that is not, [row, pos]; negative where a bias or groups decide."""
+        """The least logit chosen less the greatest that is not, [row, pos]; negative where a bias or groups decide.
+
+        Where all are chosen, the greatest less the next.
+        """
+        if self.chosen.shape[-1] == self.logits.shape[-1]:
+            ordered = np.sort(self.logits, -1)
+            return ordered[..., -1] - ordered[..., -2]
         others = self.logits.copy()
         np.put_along_axis(others, self.chosen, -np.inf, -1)
         return np.take_along_axis(self.logits, self.chosen, -1).min(-1) - others.max(-1)
@@ -106,22 +120,25 @@ class Tally:
         rules: the name of each routing layer's rule.
         counted: bool [prompt, pos], which tokens count.
         shown: of how many sequences, from the first on, everything is kept.
+        dense: whether tokens may go to every expert, so that only weights tell them apart.
 
     Made with the first batch: `count`, `top1` (int32), `gate`, `probability` (sums over tokens) [prompt, layer,
     expert]; `entropy`, `z_loss`, `margin`, and of probabilities `mass` (of the chosen), `square`, `square_chosen` (of
     their squares), sums too, [prompt, layer]; `margins` float32 [prompt, pos, layer]; `chosen` int16 [prompt, pos,
     layer, k], best first; of each random router `count_random` [prompt, seed, layer, expert] and `first_random` int16
     [prompt, pos, seed, layer]; `pairs` [group, layer, expert, expert], tokens that chose both, of every `GROUPS`-th
-    sequence; and `shown_logits`, `shown_probability`, `shown_weight`, `shown_entropy` of the sequences shown.
+    sequence; if dense, `mass_random` [prompt, seed, layer, expert], sums of the probabilities of random routers made as
+    sure of every token as the router is; and `shown_logits`, `shown_probability`, `shown_weight`, `shown_entropy` of
+    the sequences shown.
     """
 
-    def __init__(self, rules: Mapping[int, str], counted: np.ndarray, shown: int) -> None:
-        self.rules, self.counted, self.shown = dict(rules), counted, min(shown, len(counted))
+    def __init__(self, rules: Mapping[int, str], counted: np.ndarray, shown: int, *, dense: bool = False) -> None:
+        self.dense, self.rules, self.counted, self.shown = dense, dict(rules), counted, min(shown, len(counted))
         self.layers = {layer: place for place, layer in enumerate(self.rules)}
         self.kept: dict[str, np.ndarray] = {}
 
     def _make(self, k: int, experts: int) -> None:
-        if k >= experts:
+        if k >= experts and not self.dense:
             raise AnalysisError(f"Every token goes to all {experts} experts of this model, so nothing is routed.")
         (prompts, length), layers = self.counted.shape, len(self.layers)
         by_expert, by_token = (prompts, layers, experts), (prompts, length, layers)
@@ -133,6 +150,7 @@ class Tally:
             "margins": (by_token, np.float32),
             "chosen": ((*by_token, k), np.int16),
             "count_random": ((prompts, RANDOM, layers, experts), np.int32),
+            **({"mass_random": ((prompts, RANDOM, layers, experts), np.float32)} if self.dense else {}),
             "first_random": ((prompts, length, RANDOM, layers), np.int16),
             "pairs": ((min(GROUPS, prompts), layers, experts, experts), np.float64),
             **{name: ((*few, experts), np.float32) for name in ("shown_logits", "shown_probability")},
@@ -153,6 +171,10 @@ class Tally:
         kept["first_random"][rows, :, :, at] = others[..., 0]
         for seed in range(RANDOM):
             kept["count_random"][rows, seed, at] = _members(others[:, :, seed], batch.logits.shape, here).sum(1)
+        if self.dense:
+            logits = as_sure(_array(random), batch.logits[:, :, None])
+            likely = probabilities(logits, self.rules[routed.layer])
+            kept["mass_random"][rows, :, at] = np.einsum("rpse,rp->rse", likely, here)
         first = np.arange(batch.logits.shape[-1]) == batch.chosen[..., :1]
         kept["count"][rows, at] = batch.member.sum(1)
         kept["top1"][rows, at] = (first & here[..., None]).sum(1)
@@ -184,27 +206,22 @@ class Tally:
 def random_routers(model: "Model", seed: int) -> Iterator[Scores]:
     """Within it, a forward pass leaves for each layer what random routers score its tokens, [token, seed x expert].
 
-    There are `RANDOM` of them, with standard normal weights and no bias; only which logit is larger matters.
+    There are `RANDOM` of them, with standard normal weights and no bias; only which logit is larger matters. Where a
+    logit is the size of a score, so is theirs; where routing is by task, they score the task.
     """
     import torch
 
-    generator, found, routers = torch.Generator().manual_seed(seed), {}, model.routers
-    with contextlib.ExitStack() as stack:
-        for layer, (router, _) in routers.parts.items():
-            hook = _scored(layer, routers.experts, generator, found)
-            stack.callback(router.register_forward_pre_hook(hook).remove)
+    generator, routers = torch.Generator().manual_seed(seed), model.routers
+    found: Scores = {}
+    drawn: Scores = {}
+
+    def hear(layer: int, hidden: "torch.Tensor") -> None:
+        hidden = hidden.float()
+        if layer not in drawn:
+            weights = torch.randn(RANDOM * routers.experts, hidden.shape[-1], generator=generator)
+            drawn[layer] = weights.to(hidden.device)
+        scores = hidden @ drawn[layer].T
+        found[layer] = scores.abs() if routers.absolute else scores
+
+    with routers.listening(hear):
         yield found
-
-
-def _scored(layer: int, experts: int, generator: "torch.Generator", found: Scores) -> Callable:
-    drawn: list[torch.Tensor] = []
-
-    def score(module: Any, args: tuple) -> None:
-        import torch
-
-        hidden = args[0].flatten(0, -2).float()
-        if not drawn:
-            drawn.append(torch.randn(RANDOM * experts, hidden.shape[-1], generator=generator).to(hidden.device))
-        found[layer] = hidden @ drawn[0].T
-
-    return score

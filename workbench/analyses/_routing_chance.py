@@ -28,7 +28,8 @@ def even_probabilities(
     """Mean probabilities [draw, expert] that go with the counts of even routers as sure of themselves as a real one.
 
     The experts of every token are renamed at random, its choices along with its probabilities, so that an expert chosen
-    more often also has more probability. Normal about the mean given the counts, with the variance that remains.
+    more often also has more probability. Normal about the mean given the counts, with the variance that remains. Where
+    every expert is chosen each has 1 / E of the tokens, and `even_weights` says how its weight varies.
 
     Args:
         counts: of `even_counts`, [draw, expert].
@@ -40,12 +41,32 @@ def even_probabilities(
     """
     mass, square, own = moments
     others, experts = counts.shape[-1] - k, counts.shape[-1]
+    if not others:
+        return np.full(counts.shape, 1 / experts)
     inside, outside = mass / k, (1 - mass) / others
     spread = (own / k - inside**2, (square - own) / others - outside**2)
     share = counts / tokens
     noise = rng.standard_normal(counts.shape) * np.sqrt((share * spread[0] + (1 - share) * spread[1]) / tokens)
     noise = (noise - noise.mean(-1, keepdims=True)) * np.sqrt(experts / (experts - 1))  # probabilities sum to 1
     return share * inside + (1 - share) * outside + noise
+
+
+def even_weights(weight: np.ndarray, square: float, tokens: int, *, alone: bool) -> tuple[float, float]:
+    """The central 95 % of an expert's share of all weight when all experts are chosen and renamed at random.
+
+    Args:
+        weight: the experts' shares, [expert].
+        square: mean over tokens of the sum of squared weights.
+        tokens: how many.
+        alone: whether all tokens have one and the same weights, which are then renamed together, so that any of them
+            is as likely; else every token's are renamed by themselves, and their mean is normal.
+    """
+    if alone:
+        low, high = np.quantile(weight, [0.025, 0.975], method="inverted_cdf")
+        return float(low), float(high)
+    even = 1 / len(weight)
+    spread = 1.96 * np.sqrt(max(square / len(weight) - even**2, 0) / tokens)
+    return even - spread, even + spread
 
 
 def _symmetric(weights: np.ndarray, kept: np.ndarray, k: int) -> np.ndarray:
@@ -99,17 +120,18 @@ def _plug_in(table: np.ndarray, axes: tuple[int, ...]) -> tuple[np.ndarray, np.n
     return -(share * logs).sum((-2, -1)), (cells > 0).sum((-2, -1))
 
 
-def information(table: np.ndarray) -> np.ndarray:
+def information(table: np.ndarray, *, corrected: bool = True) -> np.ndarray:
     """Mutual information in nats of counts [..., row, column], [...], with Miller and Madow's correction.
 
     To each plug-in entropy is added (cells that are not empty - 1) / (2 n), so that from the information is taken
-    (rows - 1)(columns - 1) / (2 n) where no cell is empty. It may come out below 0. 0 for an empty table.
+    (rows - 1)(columns - 1) / (2 n) where no cell is empty. It may come out below 0. 0 for an empty table. The
+    correction is for counts of draws; weights that are spread over all cells are not `corrected`.
     """
     table = np.asarray(table, dtype=np.float64)
     (rows, m_rows), (columns, m_columns), (both, m_both) = (_plug_in(table, axes) for axes in ((-1,), (-2,), ()))
     n = table.sum((-2, -1))
     cells = np.where(n > 0, m_both - m_rows - m_columns + 1, 0)
-    return rows + columns - both - cells / (2 * np.maximum(n, 1))
+    return rows + columns - both - corrected * cells / (2 * np.maximum(n, 1))
 
 
 def overlap(p: np.ndarray, q: np.ndarray) -> np.ndarray:

@@ -91,6 +91,7 @@ def expert_ablation(
     task: Task,
     *,
     mode: Literal["close", "zero"] = "close",
+    module: str = "",
     length: int = 64,
     sequences: int = 16,
     draws: int = 20,
@@ -102,10 +103,14 @@ def expert_ablation(
     each sequence, one of their experts from as many random tokens as use that expert there. A token that does not use
     it keeps its routing to the last bit. It costs a pass for each expert and for each of its controls.
 
+    Of a routed adapter skills are the experts, at one routed module. Where every token uses all of them (Poly, X-LoRA)
+    a control takes a random skill from each token.
+
     Args:
-        model: a mixture of experts whose routing can be read.
+        model: a mixture of experts or a routed adapter whose routing can be read.
         task: whose clean prompts, and whose running text, are measured.
         mode: see `MEANING`.
+        module: of an adapter, the routed module of a layer, like `q_proj`; the first, if left out.
         length: tokens in a sequence of running text, BOS included.
         sequences: how many of them.
         draws: controls of each expert, 20 or more.
@@ -124,6 +129,7 @@ def expert_ablation(
     """
     at_least_one(sequences=sequences, batch=batch)
     refuse_few(draws)
+    model = model.routed(task.name, module)
     text = documents(model, task, length, sequences, batch)
     layers, prompts = model.routers.layers, task.encode(model.tokenizer, bos=model.bos)
     chosen = groups(prompts, task.metric, batch)
@@ -158,6 +164,7 @@ def expert_ablation(
         "corrupted": float(corrupted.mean()),
         "loss": float(tallies["text"].plain.mean()),
     }
+    ds.attrs |= {"module": model.routers.name} if model.routers.name else {}
     return ds
 
 

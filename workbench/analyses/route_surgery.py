@@ -47,6 +47,7 @@ def route_surgery(
     task: Task,
     *,
     edits: str = "",
+    module: str = "",
     prompt: int = 0,
     steps: int = 8,
     draws: int = 20,
@@ -60,11 +61,15 @@ def route_surgery(
     same layers, none of those edited where there are enough: for `force` any, for the rest drawn by the weight they
     have at those tokens, since an expert that is not used has nothing to lose.
 
+    Of a routed adapter skills are the experts, named alike, and edits are of one routed module. Poly routes whole
+    prompts: an edit of some of their tokens is one that it could not make itself.
+
     Args:
-        model: a mixture of experts whose routing can be read.
+        model: a mixture of experts or a routed adapter whose routing can be read.
         task: its clean prompts.
         edits: like `L2E5=mute; L1E3=force@S2; L0E1=0.5@3,END`: expert, what is done, and at which named positions or
             token indices (all tokens, if left out).
+        module: of an adapter, the routed module of a layer, like `q_proj`; the first, if left out.
         prompt: number of the prompt whose next tokens are shown.
         steps: tokens of its greedy continuation; an edit of all tokens reaches them too.
         draws: controls, 20 or more.
@@ -85,6 +90,7 @@ def route_surgery(
     """
     at_least_one(batch=batch, steps=steps)
     refuse_few(draws)
+    model = model.routed(task.name, module)
     prompts = task.encode(model.tokenizer, bos=model.bos)
     if not 0 <= prompt < len(prompts):
         raise AnalysisError(f"There is no prompt {prompt}; the task has 0 to {len(prompts) - 1}.")
@@ -117,6 +123,7 @@ def route_surgery(
         "continuation_after": sides[1][1],
         "code": code_of(model, asked, prompts.clean[prompt], prompts.positions[prompt]),
     }
+    ds.attrs |= {"module": model.routers.name} if model.routers.name else {}
     return ds
 
 

@@ -8,7 +8,13 @@ import xarray as xr
 
 from workbench.analyses._base import AnalysisError, analysis, at_least_one, interval, resamples
 from workbench.analyses._routing import RANDOM, Tally, entropy, random_routers
-from workbench.analyses._routing_chance import at_or_above, even_counts, even_probabilities, independent_pairs
+from workbench.analyses._routing_chance import (
+    at_or_above,
+    even_counts,
+    even_probabilities,
+    even_weights,
+    independent_pairs,
+)
 from workbench.analyses._tokens import kinds_of
 from workbench.progress import Cancelled, track
 from workbench.tasks import Task
@@ -16,8 +22,9 @@ from workbench.tasks import Task
 if TYPE_CHECKING:
     import torch
 
+    from workbench.models.adapter_routers import AdapterRouters
     from workbench.models.model import Model
-    from workbench.models.routers import Routed
+    from workbench.models.routers import Routed, Routers
 
 DRAWS = 1000  # of the bootstrap and the even router
 SHUFFLED = 100  # of the labels of tokens
@@ -34,6 +41,7 @@ LABELS = {
     "z_loss": ("mean squared logsumexp of the router logits", "nats^2"),
     "margin": ("least logit chosen less the greatest that is not, mean", "logits"),
 }
+MARGIN = ("least logit chosen less the greatest that is not", "greatest logit less the next")  # where all are chosen
 WITH_INTERVAL = ("load", "gate", "top1", "token_entropy", "marginal_entropy", "z_loss", "margin")
 QUANTILES = {"p05": 0.05, "p50": 0.5, "p95": 0.95}
 KINDS = ("input token", "predicted next token")
@@ -50,6 +58,7 @@ def routing(
     model: "Model",
     task: Task,
     *,
+    module: str = "",
     length: int = 64,
     sequences: int = 32,
     shown: int = 4,
@@ -74,9 +83,16 @@ def routing(
     `specialisation_random` is that of five routers with random weights on the same residual streams: as tokens differ
     in the stream, those too tell tokens apart, so that only what lies above them was learned by the router.
 
+    Of a routed adapter (Poly and its multi-head form, X-LoRA, Arrow) skills are the experts, and `module` is what
+    routes. Poly routes by task, so it must know this one by its name. Where every token goes to all (Poly, X-LoRA),
+    loads and co-activation are 1 by definition and only weights tell experts apart: `gate` (even: 1 / E) is drawn
+    first, beside the range it has when every token's weights are renamed at random (Poly's: all tokens' at once).
+
     Args:
-        model: a mixture of experts, with raw weights.
+        model: a mixture of experts or a routed adapter, with raw weights.
         task: whose text is read.
+        module: of an adapter, the routed module of a layer, like `q_proj` (`q_proj/0` for a split of a multi-head
+            one); the first, if left out.
         length: tokens in a sequence, BOS included.
         sequences: how many sequences.
         shown: of how many of them everything is kept for every token.
@@ -97,21 +113,27 @@ def routing(
         `counted` [prompt, pos], and of each random router `count_random` [prompt, seed, layer, expert], `first_random`
         [prompt, pos, seed, layer], from which `task_routing` and `routing_drift` compute. Of sequences shown (dimension
         `component`, their prompt's number): `shown_token`, `shown_chosen`, `shown_weight`, `shown_logits`,
-        `shown_probability`, `shown_margin`, `shown_entropy` (over ln E). When stopped early: the sequences done.
+        `shown_probability`, `shown_margin`, `shown_entropy` (over ln E). Where every token goes to all: `gate_null`,
+        `gate_null_low`, `gate_null_high`, and of each sequence `mass` [prompt, layer, expert], the sum of the weights,
+        and `mass_random` (random routers as sure of every token as the router). When stopped early: the sequences done.
 
     Raises:
-        AnalysisError: when `length` is longer than the model's context or under 2, or all tokens go to all experts.
-        ModelError: when the model has no routers, or they cannot be read or believed.
+        AnalysisError: when `length` is longer than the model's context or under 2, or all tokens of a mixture of
+            experts go to all.
+        ModelError: when the model has no routers, they cannot be read or believed, or do not know the task or module.
     """
     if not 2 <= length <= model.context:
         raise AnalysisError(f"length is {length}; this model takes 2 to {model.context} tokens.")
     at_least_one(sequences=sequences, batch=batch, shown=shown, occurrences=occurrences)
+    model = model.routed(task.name, module)
     tokens = task.documents(model.tokenizer, length=length, count=sequences, bos=model.bos)
     tally, predicted = _read(model, tokens, batch, shown, f"routing {task.name}", task.seed)
     tokens, counted = tokens[: len(predicted)], tally.counted[: len(predicted)]
     found = tally.first(len(tokens))
     rng = np.random.default_rng(task.seed)
     variables = _summary(found, counted, task.seed) | _chances(found, counted, rng)
+    if tally.dense:
+        variables |= _dense(variables, found, int(counted.sum()), model.routers.by_task)
     variables |= _together(found["pairs"], counted.sum()) | _vocabulary(
         found, tokens, predicted, counted, rng, occurrences
     )
@@ -126,7 +148,8 @@ def _read(model: "Model", tokens: np.ndarray, size: int, shown: int, what: str, 
     from workbench.models.ends import unembed
 
     routers, counted = model.routers, kinds_of(model, tokens) != 0
-    tally = Tally({layer: rule.weights for layer, rule in routers.rules.items()}, counted, shown)
+    rules = {layer: rule.weights for layer, rule in routers.rules.items()}
+    tally = Tally(rules, counted, shown, dense=bool(routers.name) and routers.k == routers.experts)
     starts, predicted = range(0, len(tokens), size), []
     with random_routers(model, seed) as scores:
         for start in track(starts, what, len(starts)):
@@ -209,6 +232,26 @@ def _chances(found: Parts, counted: np.ndarray, rng: np.random.Generator) -> dic
         variables[f"{name}_null"] = ("layer", values.mean(0), _named(name, ", even router"))
         variables[f"{name}_null_high"] = ("layer", np.quantile(values, HIGH, 0), _named(name, ", even router, 95 %"))
     return variables
+
+
+def _dense(variables: dict[str, Any], found: Parts, tokens: int, by_task: bool) -> dict[str, Any]:
+    """What is told by weights alone: their even null, the sums of each sequence, and the margin by its right name."""
+    total = found["gate"].sum(0)
+    squares = found["square"].sum(0) / tokens
+    shares = total / total.sum(-1, keepdims=True)
+    ends = [even_weights(*pair, tokens, alone=by_task) for pair in zip(shares, squares, strict=True)]
+    low, high = np.transpose(ends)
+    say, dims = _named("gate", ", weights renamed at random"), ("prompt", "layer", "expert")
+    mass = {"long_name": "sum of the expert's weights over the tokens of the sequence", "units": "tokens"}
+    for name in (name for name in variables if name.startswith("margin")):
+        variables[name][2]["long_name"] = variables[name][2]["long_name"].replace(*MARGIN)
+    return {
+        "gate_null": ((), np.array(1 / total.shape[-1]), say),
+        "gate_null_low": ("layer", low, say),
+        "gate_null_high": ("layer", high, say),
+        "mass": (dims, found["gate"], mass),
+        "mass_random": (("prompt", "seed", *dims[1:]), found["mass_random"], mass),
+    }
 
 
 def _together(groups: np.ndarray, tokens: int) -> dict[str, Any]:
@@ -329,4 +372,15 @@ def _attrs(model: "Model", found: Parts, counted: np.ndarray) -> dict[str, Any]:
         "ranked": int(all(rule.ranked for rule in model.routers.rules.values())),
         "left_out": "BOS and other special tokens",
         "bos": int(model.bos),
+        **_adapter_attrs(model.routers),
     }
+
+
+def _adapter_attrs(routers: "Routers | AdapterRouters") -> dict[str, Any]:
+    """What is said of an adapter besides: its kind, the module read, and, of a dense one, how to read its numbers."""
+    if not routers.name:
+        return {}
+    found = {"router": routers.family, "module": routers.name, "dense": int(routers.k == routers.experts)}
+    if not found["dense"]:
+        return found
+    return found | {"primary": "gate", "sign": "share of all weight; an even router gives 1 / E, and load is always 1"}

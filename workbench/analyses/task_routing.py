@@ -13,13 +13,16 @@ from workbench.analyses._routing_chance import at_or_above, information, overlap
 from workbench.schema import check, provenance
 
 SAME = ("model", "model_hash", "model_spec", "checkpoint", "dtype", "device", "folding", "bos", "trust", "rule", "k")
-COMPARED = ("analysis", "model_hash", "params", "n", "k", "experts", "bos", "folding")
+ADAPTER = ("router", "module", "dense")
+COMPARED = ("analysis", "model_hash", "params", "n", "k", "experts", "bos", "folding", "module")
 KINDS = ("task, first choice", "task, all choices", "task given the token")
 MEANINGS = (
     "I(task; expert), the expert with the largest logit, / min(ln K, ln E)",
     "I(task; expert), every expert chosen counts once, / min(ln K, ln E)",
     "I(task; expert | token id), the expert with the largest logit, / min(ln K, ln E)",
 )
+BY_WEIGHT = "task, gate weight"  # instead of all choices, where every token goes to all experts
+OF_WEIGHT = "I(task; expert), every expert counts by its weight, / min(ln K, ln E)"
 HIGH, LOW = 0.95, 0.05
 SAY = {"long_name": "information about the task / min(ln K, ln E)", "units": "share"}
 
@@ -28,11 +31,13 @@ SAY = {"long_name": "information about the task / min(ln K, ln E)", "units": "sh
 class Choices:
     """What one router chose: counts [choice, sequence, layer, expert] (by the first, by all) and first [token, layer].
 
-    Sequences and tokens are those of all tasks, the first task's first.
+    Sequences and tokens are those of all tasks, the first task's first. Where every token goes to all experts they
+    count by their weight (`dense`).
     """
 
     counts: np.ndarray
     first: np.ndarray
+    dense: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,10 @@ def task_routing(*results: xr.Dataset, draws: int = 200, seed: int = 0) -> xr.Da
     first choice; by all k choices; and by the first choice given the token id, the mean over ids of the information
     within one id's tokens, since tasks have words of their own and a router that only reads words tells them apart too.
 
+    Where every token goes to all experts (skills of Poly or X-LoRA), all choices tell nothing: there the second kind
+    counts experts by their weight, without the correction, which is for counts, and `similarity` is that of weights.
+    Poly's router is given the task's id, so what it tells of the task is how far tasks share their skills.
+
     The null shuffles the tasks among whole sequences, since tokens of one sequence are not independent; ids that only
     one task has tell nothing given the token, and so do they in its null. `specialisation_random` is that of routers
     with random weights on the same residual streams, which already hold the task: only what lies above it was learned
@@ -86,14 +95,17 @@ def task_routing(*results: xr.Dataset, draws: int = 200, seed: int = 0) -> xr.Da
     _comparable(results)
     rng = np.random.default_rng(seed)
     tokens = _tokens(results)
-    own = _choices(results, "chosen", "count", {"size": 1})
-    random = [_choices(results, "first_random", "count_random", {"seed": s}) for s in results[0]["seed"].values]
+    every = "mass" if "mass" in results[0] else "count"
+    own = _choices(results, "chosen", every, {"size": 1})
+    random = [_choices(results, "first_random", f"{every}_random", {"seed": s}) for s in results[0]["seed"].values]
     variables = _informations(own, random, tokens, draws, rng)
-    variables |= _similarity(own.counts[1], tokens, draws, rng) | _loads(results)
+    variables |= _similarity(own, tokens, draws, rng) | _loads(results)
     say = {"long_name": "share of tokens whose id more than one task has", "units": "share"}
     variables["shared"] = ((), np.array(tokens.shared.mean()), say)
     titles = [str(ds.attrs["task"]) for ds in results]
-    coords = {"task": titles, "receiver": titles, "measured": list(KINDS), "meaning": ("measured", list(MEANINGS))}
+    kinds = (KINDS[0], BY_WEIGHT, KINDS[2]) if own.dense else KINDS
+    meanings = (MEANINGS[0], OF_WEIGHT, MEANINGS[2]) if own.dense else MEANINGS
+    coords = {"task": titles, "receiver": titles, "measured": list(kinds), "meaning": ("measured", list(meanings))}
     ds = xr.Dataset(variables, coords={**coords, **{dim: results[0][dim].values for dim in ("layer", "expert")}})
     ds.attrs = _attrs(results, {"draws": draws, "seed": seed}, titles)
     ds.attrs["seconds"] = round(time.perf_counter() - started, 3)
@@ -142,7 +154,7 @@ def _choices(results: tuple[xr.Dataset, ...], first: str, count: str, which: dic
         every = every.transpose("prompt", "layer", "expert").values
         counts.append(np.stack([_counts(chosen, counted, every.shape[-1]), every]))
         firsts.append(chosen[counted])
-    return Choices(np.concatenate(counts, axis=1), np.concatenate(firsts))
+    return Choices(np.concatenate(counts, axis=1), np.concatenate(firsts), count.startswith("mass"))
 
 
 def _counts(first: np.ndarray, counted: np.ndarray, experts: int) -> np.ndarray:
@@ -168,14 +180,15 @@ def _informations(
 
 def _three(choices: Choices, task: np.ndarray, tokens: Tokens) -> np.ndarray:
     """Every kind of information, [measured, layer], for tasks [sequence]."""
-    by_choice = [_told(counts, task, tokens) for counts in choices.counts]
+    corrected = (True, not choices.dense)
+    by_choice = [_told(*each, task, tokens) for each in zip(choices.counts, corrected, strict=True)]
     return np.stack([*by_choice, _given(choices.first, task, tokens)])
 
 
-def _told(counts: np.ndarray, task: np.ndarray, tokens: Tokens) -> np.ndarray:
+def _told(counts: np.ndarray, corrected: bool, task: np.ndarray, tokens: Tokens) -> np.ndarray:
     """Information of task [sequence] and expert, from counts [sequence, layer, expert], [layer]."""
     table = np.stack([counts[task == each].sum(0) for each in range(tokens.tasks)], axis=1)
-    return information(table) / tokens.scale
+    return information(table, corrected=corrected) / tokens.scale
 
 
 def _given(first: np.ndarray, task: np.ndarray, tokens: Tokens) -> np.ndarray:
@@ -194,8 +207,9 @@ def _given(first: np.ndarray, task: np.ndarray, tokens: Tokens) -> np.ndarray:
     return np.array(found) / tokens.scale
 
 
-def _similarity(counts: np.ndarray, tokens: Tokens, draws: int, rng: np.random.Generator) -> dict[str, Any]:
+def _similarity(choices: Choices, tokens: Tokens, draws: int, rng: np.random.Generator) -> dict[str, Any]:
     """Overlap of every two tasks' distributions over experts, and what shuffled sequences give."""
+    counts = choices.counts[1]
     tasks, layers = tokens.tasks, counts.shape[1]
     seen, null, low = (np.ones((layers, tasks, tasks)) for _ in range(3))
     for a in range(tasks):
@@ -209,7 +223,8 @@ def _similarity(counts: np.ndarray, tokens: Tokens, draws: int, rng: np.random.G
             found = overlap(_shares(own), _shares(other)), drawn.mean(0), np.quantile(drawn, LOW, 0)
             for into, values in zip((seen, null, low), found, strict=True):
                 into[:, a, b] = into[:, b, a] = values
-    say = {"long_name": "overlap of two tasks' shares of all choices", "units": "share"}
+    what = "gate weight" if choices.dense else "choices"
+    say = {"long_name": f"overlap of two tasks' shares of all {what}", "units": "share"}
     found = {"": seen, "_null": null, "_null_low": low}
     return {f"similarity{end}": (("layer", "task", "receiver"), values, say) for end, values in found.items()}
 
@@ -240,7 +255,7 @@ def _loads(results: tuple[xr.Dataset, ...]) -> dict[str, Any]:
 def _attrs(results: tuple[xr.Dataset, ...], params: dict, titles: list[str]) -> dict[str, Any]:
     first = results[0].attrs
     known = {
-        **{name: first[name] for name in (*SAME, "experts", "n", "length", "left_out") if name in first},
+        **{name: first[name] for name in (*SAME, *ADAPTER, "experts", "n", "length", "left_out") if name in first},
         "analysis": "task_routing",
         "params": params,
         "primary": "specialisation",

@@ -57,9 +57,7 @@ class TrainingPart(RoutingPart):
         return [*map(str, checkpoints(self._session.model)), FINAL]
 
     async def _draw(self) -> None:
-        # A number read from a file is NumPy's own, which JSON does not take.
-        results = [ds.assign_attrs(checkpoint=int(ds.attrs["checkpoint"])) for ds in self._results]
-        ds = await self.compute(_drift, *results, steps=self._steps)
+        ds = await self.compute(_drift, *self._results, steps=self._steps)
         self._headline.say(summary(ds), "info")
         self._drift.draw(draw_drift(ds))
         self._code.replace(self._python())

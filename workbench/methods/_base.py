@@ -1,5 +1,6 @@
 """What a fine-tuning method is: which parameters it trains, where they are put, how a checkpoint is written."""
 
+import functools
 import inspect
 import warnings
 from collections.abc import Callable, Mapping
@@ -100,3 +101,8 @@ def with_adapter(module: Any, config: Any, name: str = "default") -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Conv1D layers are told of their own orientation, which PEFT sets by itself
         return get_peft_model(module, config, adapter_name=name)
+
+
+def saves(tuned: Any, **options: Any) -> Callable[[Path], None]:
+    """How a PEFT module is written; embeddings, which no method here changes, are not looked for on the hub."""
+    return functools.partial(tuned.save_pretrained, save_embedding_layers=False, **options)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from workbench.methods._base import Attached, linear_names, method, with_adapter
+from workbench.methods._base import Attached, linear_names, method, saves, with_adapter
 
 
 @method(
@@ -20,4 +20,4 @@ def lora(
         r=r, lora_alpha=alpha, lora_dropout=dropout, use_dora=dora, target_modules=names, task_type="CAUSAL_LM"
     )
     tuned = with_adapter(module, config)
-    return Attached(tuned, tuned.save_pretrained)
+    return Attached(tuned, saves(tuned))

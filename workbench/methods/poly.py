@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from workbench.methods._base import Attached, linear_names, method, with_adapter
+from workbench.methods._base import Attached, linear_names, method, saves, with_adapter
 
 if TYPE_CHECKING:
     import torch
@@ -28,4 +28,4 @@ def poly(
     def inputs(rows: "torch.Tensor") -> dict[str, Any]:
         return {"task_ids": rows}
 
-    return Attached(tuned, tuned.save_pretrained, inputs, rates={"module_logits": router_rate})
+    return Attached(tuned, saves(tuned), inputs, rates={"module_logits": router_rate})

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from workbench.methods._base import Attached, method, with_adapter
+from workbench.methods._base import Attached, method, saves, with_adapter
 
 
 @method(about="trained vectors in front of every prompt", paper="2104.08691 (Lester et al., prompt tuning)")
@@ -11,4 +11,4 @@ def prompt_tuning(module: Any, tasks: list[str], *, tokens: int = 8) -> Attached
     from peft import PromptTuningConfig
 
     tuned = with_adapter(module, PromptTuningConfig(num_virtual_tokens=tokens, task_type="CAUSAL_LM"))
-    return Attached(tuned, tuned.save_pretrained)
+    return Attached(tuned, saves(tuned))

@@ -1,9 +1,8 @@
 """One low-rank adapter for each task: nothing is shared, so nothing can conflict."""
 
-from pathlib import Path
 from typing import Any
 
-from workbench.methods._base import Attached, linear_names, method, with_adapter
+from workbench.methods._base import Attached, linear_names, method, saves, with_adapter
 
 
 @method(about="one low-rank adapter for each task, none shared", per_task=True)
@@ -24,8 +23,5 @@ def separate_lora(module: Any, tasks: list[str], *, r: int = 8, alpha: int = 16,
         for name, value in tuned.named_parameters():
             value.requires_grad_("lora_" in name)  # PEFT freezes the adapters that are not active
 
-    def save(folder: Path) -> None:
-        tuned.save_pretrained(folder, selected_adapters=names)
-
     select(0)
-    return Attached(tuned, save, select=select)
+    return Attached(tuned, saves(tuned, selected_adapters=names), select=select)

@@ -1,6 +1,6 @@
 """What is checked when a model is loaded, and what to do where a check is red."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -9,6 +9,7 @@ from workbench.models.card import Card, Check
 
 # Of the largest logit.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+SAME = "same numbers"
 PROBE_TEXT = "Mary gave a book to John"
 
 
@@ -23,16 +24,20 @@ def inspect(
     folded: bool,
     bos: bool,
     experts: int,
+    router: str = "",
+    more: Sequence[Check] = (),
 ) -> Card:
     """The card of a freshly bridged model.
 
     `original` are the logits the module gave on `probe` before it was bridged, [2, 12, vocab]; `adapter_effect` is the
     largest change its adapter makes to them, None without an adapter; `experts` is 0 for a dense model.
+    `router` is the family of an adapter that routes every token by itself; `more` are checks of the caller's own.
     """
     with torch.inference_mode():
         bridged = bridge(probe.to(original.device)).float()
     checks = [
-        _parity(bridged, original, bridge.cfg.dtype, folded, adapter_effect),
+        _parity(bridged, original, bridge.cfg.dtype, folded, adapter_effect, router),
+        *more,
         *_adapter(adapter_effect),
         _mode(bridge, was_training),
         _tokenizer(tokenizer, bridge.cfg.d_vocab, bos),
@@ -42,7 +47,9 @@ def inspect(
     return Card(tuple(checks))
 
 
-def _parity(bridged: torch.Tensor, original: torch.Tensor, dtype: torch.dtype, folded: bool, adapter) -> Check:
+def _parity(
+    bridged: torch.Tensor, original: torch.Tensor, dtype: torch.dtype, folded: bool, adapter, router: str
+) -> Check:
     """Folding moves all logits of a position together, so it is compared after the softmax."""
     if folded:
         bridged, original = bridged.log_softmax(-1), original.log_softmax(-1)
@@ -51,11 +58,14 @@ def _parity(bridged: torch.Tensor, original: torch.Tensor, dtype: torch.dtype, f
     what = "log-probabilities" if folded else "logits"
     found = f"bridge and original {what} differ by at most {gap:.1e} (allowed {allowed:.0e})"
     if gap <= allowed:
-        return Check("same numbers", "green", found)
+        return Check(SAME, "green", found)
+    if router:
+        fix = f"the bridge does not carry {router}'s routing, which is read of the live model instead"
+        return Check(SAME, "amber", found, fix)
     fix = "load another family, or trace with override=True knowing that the numbers are not this model's"
     if adapter is not None:
         fix = "the bridge drops this adapter; load with merge=True to trace a merged copy"
-    return Check("same numbers", "red", found, fix)
+    return Check(SAME, "red", found, fix)
 
 
 def _adapter(effect: float | None) -> Iterator[Check]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import dataclasses
 import hashlib
 import logging
 import os
@@ -15,13 +16,20 @@ import torch
 import transformers
 from transformer_lens.model_bridge import TransformerBridge
 
-from workbench.models.checks import inspect
+from workbench.models.adapter_files import base_reference, hash_of, read_adapter, task_names
+from workbench.models.adapter_routers import merged
+from workbench.models.adapter_sites import family_of
+from workbench.models.card import Check
+from workbench.models.checks import SAME, inspect
 from workbench.models.model import Model
 from workbench.models.reference import ModelError, Source, find
 from workbench.models.trunk import share_weights
 from workbench.registry import WorkbenchError
 
 EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
+ABOUT = "workbench.json"  # beside the checkpoints of the workbench's own fine-tunes
+ROUTE = "route"  # the check of the card
+NO_MERGE = "routes every token by itself, so no one matrix holds it; load it without merge to trace its routing"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
@@ -48,19 +56,26 @@ def load(
     merge: bool = False,
     override: bool = False,
     trust_remote_code: bool = False,
+    route: str = "",
+    tasks: str = "",
 ) -> Model:
     """A model ready to trace.
 
     Args:
-        reference: `zoo/<name>` (with `@step` for a training checkpoint), a local directory, or a hub id.
+        reference: `zoo/<name>` or `run/<name>` (with `@step` for a checkpoint), a local directory, or a hub id.
         device: `cuda`, `mps` or `cpu`; the first available if left out.
         dtype: `float32`, `bfloat16`, `float16`, or `float64` for checks.
         fold: fold layer norms and value biases and centre the writing weights, as direct logit attribution wants.
             Raw weights (the default) are what norms and sink figures want.
         bos: put BOS in front of prompts; as the tokenizer does if left out.
-        merge: merge an adapter into a copy of the weights, where the bridge cannot carry it live.
+        merge: merge an adapter into a copy of the weights, where the bridge cannot carry it live; the adapters of one's
+            own fine-tunes always are.
         override: trace even if the trust card is red.
         trust_remote_code: let the model's own code run.
+        route: of a Poly adapter, the task whose mix of skills is merged into a copy of the weights, so that every
+            analysis sees the model as that task uses it; without it only its routing can be traced.
+        tasks: of a Poly adapter, the names of its tasks in the order of their ids, as `ioi,colored_objects`, where no
+            `workbench.json` beside its configuration lists them; numbers, if left out there too.
 
     Raises:
         ModelError: naming what is wrong with the reference, the files or the device.
@@ -68,9 +83,11 @@ def load(
     source = find(reference)
     with _quiet():
         module, tokenizer = _read(source, DTYPES[_known_dtype(dtype)], trust_remote_code)
+    ours = (source.folder / ABOUT).is_file()
+    merge = merge or (ours and hasattr(module, "merge_and_unload") and not family_of(module))
     options = {"device": device, "dtype": dtype, "fold": fold, "bos": bos, "merge": merge, "override": override}
     spec = {"reference": source.reference, **options, "trust_remote_code": trust_remote_code}
-    return _boot(module, tokenizer, source, spec)
+    return _boot(module, tokenizer, source, spec | {"route": route or source.route, "tasks": tasks}, hash_of(source))
 
 
 def wrap(
@@ -82,6 +99,8 @@ def wrap(
     bos: bool | None = None,
     merge: bool = False,
     override: bool = False,
+    route: str = "",
+    tasks: str = "",
 ) -> Model:
     """A live transformers or PEFT model ready to trace; the module itself is copied, never changed.
 
@@ -92,8 +111,8 @@ def wrap(
     bare.config.architectures = bare.config.architectures or [type(bare).__name__]  # by which the bridge knows it
     device, dtype = str(next(module.parameters()).device), str(next(module.parameters()).dtype).removeprefix("torch.")
     options = {"device": device, "dtype": dtype, "fold": fold, "bos": bos, "merge": merge, "override": override}
-    source = Source(name, Path(), -1)
-    return _boot(copied, tokenizer, source, {"reference": "", **options}, _weights_hash(module))
+    spec = {"reference": "", **options, "route": route, "tasks": tasks}
+    return _boot(copied, tokenizer, Source(name, Path(), -1), spec, _weights_hash(module))
 
 
 def _known_dtype(dtype: str) -> str:
@@ -110,7 +129,12 @@ def _read(source: Source, dtype: torch.dtype, trust_remote_code: bool) -> tuple[
             source.folder, local_files_only=True, trust_remote_code=trust_remote_code
         )
         if (source.folder / "adapter_config.json").is_file():
-            return _read_adapter(source.folder, safe), tokenizer
+            base, _ = _read(find(base_reference(source.folder)), dtype, trust_remote_code)
+            module = read_adapter(source.folder, _merged(base))
+            if dtype == torch.float64:  # peft reads what is adapted in single precision
+                for parameter in module.parameters():
+                    parameter.data = parameter.data.double()
+            return module, tokenizer
         return _read_whole(source.folder, safe), tokenizer
     except WorkbenchError:
         raise
@@ -120,6 +144,32 @@ def _read(source: Source, dtype: torch.dtype, trust_remote_code: bool) -> tuple[
             f"'{source.reference}' could not be read by transformers ({type(error).__name__}: {reason}); "
             "save the model and its tokenizer there again with save_pretrained, or load another one."
         ) from error
+
+
+def read_module(reference: str, dtype: str = "float32") -> tuple[Any, Any, bool]:
+    """What a fine-tune starts from: the transformers module, an adapter merged into it; its tokenizer; BOS or not.
+
+    Raises:
+        ModelError: when it cannot be read, or its adapter cannot be merged.
+    """
+    with _quiet():
+        module, tokenizer = _read(find(reference), DTYPES[_known_dtype(dtype)], False)
+        module = _merged(module)
+    module.name_or_path = reference  # which an adapter is saved with
+    return module, tokenizer, _bos(tokenizer, None)
+
+
+def _merged(module: Any) -> Any:
+    """The module with its adapter, if it has one, in its weights.
+
+    Raises:
+        ModelError: for an adapter that no one matrix holds.
+    """
+    if not hasattr(module, "merge_and_unload"):
+        return module
+    if family := family_of(module):
+        raise ModelError(f"An adapter of the kind {family} cannot be tuned further or be the base of another.")
+    return module.merge_and_unload()
 
 
 def _read_whole(folder: Path, safe: dict[str, Any]) -> torch.nn.Module:
@@ -135,26 +185,45 @@ def _read_whole(folder: Path, safe: dict[str, Any]) -> torch.nn.Module:
     return module
 
 
-def _read_adapter(folder: Path, safe: dict[str, Any]) -> Any:
-    from peft import PeftConfig, PeftModel
+def _task_of(family: str, tasks: tuple[str, ...], source: Source, spec: dict[str, Any]) -> int:
+    """The id of the task whose route is taken; the first, where none is asked for.
 
-    base = find(PeftConfig.from_pretrained(str(folder)).base_model_name_or_path or "")
-    return PeftModel.from_pretrained(_read_whole(base.folder, safe), str(folder))
+    Raises:
+        ModelError: for a task that is not there, or options that this kind of adapter cannot follow.
+    """
+    if family != "Poly" and (spec["route"] or spec["tasks"]):
+        raise ModelError(f"'{source.reference}' does not route by task; leave out route= and tasks=.")
+    if family and spec["merge"]:
+        why = "routes by task; load it with route= and a task's name" if family == "Poly" else NO_MERGE
+        raise ModelError(f"'{source.reference}' cannot be merged: {family} {why}.")
+    if spec["route"] and spec["route"] not in tasks:
+        known = ", ".join(tasks)
+        raise ModelError(f"'{source.reference}' has no route of a task '{spec['route']}'; it has: {known}.")
+    return tasks.index(spec["route"]) if spec["route"] else 0
 
 
 def _boot(module: Any, tokenizer: Any, source: Source, spec: dict[str, Any], weights_hash: str | None = None) -> Model:
     """Bridge a module this function may change, and inspect the result."""
+    if getattr(getattr(module, "active_peft_config", None), "is_prompt_learning", False):
+        raise ModelError(
+            f"'{source.reference}' was tuned by trained vectors in front of its prompts, which no token stands for, so"
+            " it cannot be traced; tune it with another method, such as lora."
+        )
     device = choose_device(spec["device"])
     training = module.training
     module = module.eval().to(device)
     probe = probe_tokens(tokenizer, module.config)
     experts = max(getattr(module.config, name, 0) or 0 for name in EXPERT_COUNTS)
-    original, adapter_effect = _original_logits(module, probe.to(device))
+    family = family_of(module)
+    tasks = task_names(module, source, spec["tasks"]) if family == "Poly" else ()
+    task = _task_of(family, tasks, source, spec)
+    original, adapter_effect = _original_logits(module, probe.to(device), task if tasks else None)
     if spec["merge"] and hasattr(module, "merge_and_unload"):
         module = module.merge_and_unload()
     with _quiet(), tempfile.TemporaryDirectory() as folder:
-        bare = _bare(module)
-        plain = None if spec["fold"] else share_weights(bare)
+        live = _bare(module)
+        bare = merged(live, task) if tasks else live
+        plain = None if spec["fold"] else share_weights(live if tasks and not spec["route"] else bare)
         saved = _saved_tokenizer(tokenizer, folder)
         try:
             bridge = TransformerBridge.boot_transformers(
@@ -176,10 +245,24 @@ def _boot(module: Any, tokenizer: Any, source: Source, spec: dict[str, Any], wei
         folded=spec["fold"],
         bos=bos,
         experts=experts,
+        router="" if tasks else family,
+        more=_route_check(tasks, spec["route"]),
     )
-    model_hash = weights_hash or source.hash
+    reason = next((check.fix for check in card.checks if check.name in (SAME, ROUTE) and check.colour == "amber"), "")
     attrs = {"dtype": spec["dtype"], "device": device, "folding": "folded" if spec["fold"] else "raw", "bos": int(bos)}
-    return Model(bridge, tokenizer, source.reference, model_hash, card, spec, source.checkpoint, bos, attrs, plain)
+    attrs |= {"route": spec["route"]} if spec["route"] else {}
+    model_hash = weights_hash or source.hash
+    model = Model(bridge, tokenizer, source.reference, model_hash, card, spec, source.checkpoint, bos, attrs, plain)
+    return dataclasses.replace(model, tasks=tasks, unbridged=reason)
+
+
+def _route_check(tasks: tuple[str, ...], route: str) -> list[Check]:
+    if not tasks:
+        return []
+    if route:
+        return [Check(ROUTE, "green", f"the weights hold the mix of skills of the task '{route}'")]
+    fix = f"load it with route= and one of {', '.join(tasks)} to trace the model as that task uses it"
+    return [Check(ROUTE, "amber", f"skills are mixed by task; this card is of '{tasks[0]}'", fix)]
 
 
 def _bare(module: Any) -> Any:
@@ -193,14 +276,21 @@ def probe_tokens(tokenizer: Any, config: Any) -> torch.Tensor:
     return torch.randint(0, size, (2, 12), generator=torch.Generator().manual_seed(0))
 
 
-def _original_logits(module: Any, probe: torch.Tensor) -> tuple[torch.Tensor, float | None]:
+def _original_logits(module: Any, probe: torch.Tensor, task: int | None) -> tuple[torch.Tensor, float | None]:
     """Logits of the module before it is bridged, and how far its adapter moves them (None without one)."""
+    asked: dict[str, Any] = {"input_ids": probe, "use_cache": False}
+    if family_of(module) == "X-LoRA":
+        module = share_weights(module)  # its first pass leaves transformers' hooks behind
+    run = module
+    if task is not None:
+        asked["task_ids"] = torch.full((len(probe),), task, device=probe.device)
+        run = module.base_model  # a PeftModel without a kind of task keeps the id to itself
     with torch.inference_mode():
-        logits = module(input_ids=probe, use_cache=False).logits.float()
+        logits = run(**asked).logits.float()
         if not hasattr(module, "disable_adapter"):
             return logits, None
         with module.disable_adapter():
-            off = module(input_ids=probe, use_cache=False).logits.float()
+            off = run(**asked).logits.float()
     return logits, (logits - off).abs().max().item()
 
 

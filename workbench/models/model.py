@@ -2,13 +2,15 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
+from workbench.models.adapter_routers import AdapterRouters
+from workbench.models.adapter_sites import family_of
 from workbench.models.card import Card
 from workbench.models.edges import Edges
 from workbench.models.ends import at_least_single
@@ -39,6 +41,8 @@ class Model:
     bos: bool = True
     attrs: Mapping[str, Any] = field(default_factory=dict)
     plain: Any = None
+    tasks: tuple[str, ...] = ()  # of an adapter that routes by task, in the order of their ids
+    unbridged: str = ""  # why only its routing can be traced; empty for most
 
     @functools.cached_property
     def trunk(self) -> Trunk | None:
@@ -74,6 +78,7 @@ class Model:
         Raises:
             ModelError: when the family's attention cannot be read so, with the reason.
         """
+        self._refuse_unbridged()
         if self.plain is None:
             raise ModelError("Attention is read from raw weights; load the model with fold=False.")
         mapping: Any = self.bridge.adapter.component_mapping
@@ -92,8 +97,8 @@ class Model:
             raise ModelError(f"The attention of '{self.reference}' cannot be read: {error}.") from error
 
     @functools.cached_property
-    def routers(self) -> Routers:
-        """The routers of a mixture of experts, once what is read of them was proved to be what its experts work with.
+    def routers(self) -> Routers | AdapterRouters:
+        """The routers of a mixture of experts or of a routed adapter, once what is read was proved to be used.
 
         Raises:
             ModelError: when the model has none, or they cannot be read or believed, with the reason.
@@ -101,13 +106,40 @@ class Model:
         if self.plain is None:
             raise ModelError("Routing is read from raw weights; load the model with fold=False.")
         mapping: Any = self.bridge.adapter.component_mapping
+        module, blocks = share_weights(self.plain), mapping["blocks"].name
         try:
-            return Routers(share_weights(self.plain), mapping["blocks"].name)
+            return AdapterRouters(module, blocks, self.tasks) if family_of(module) else Routers(module, blocks)
         except RouterError as error:
-            raise ModelError(f"The routing of '{self.reference}' cannot be read: {error}.") from error
+            raise self._unreadable(error) from error
+
+    def routed(self, task: str, module: str = "") -> "Model":
+        """The same model with the routers it has for a task: of an adapter, those of one routed module.
+
+        Args:
+            task: its name, which an adapter that routes by task must have been trained on.
+            module: like `q_proj`; the first routed module of a layer, if left out.
+
+        Raises:
+            ModelError: for a task or module that is not there, or routing that cannot be read or believed.
+        """
+        try:
+            routers = self.routers.select(task, module)
+        except RouterError as error:
+            raise self._unreadable(error) from error
+        found = replace(self)
+        vars(found)["routers"] = routers
+        return found
+
+    def _unreadable(self, error: RouterError) -> ModelError:
+        return ModelError(f"The routing of '{self.reference}' cannot be read: {error}.")
+
+    def _refuse_unbridged(self) -> None:
+        if self.unbridged:
+            raise ModelError(f"Of '{self.reference}' only the routing can be traced: {self.unbridged}.")
 
     @functools.cached_property
     def _trunk_or_reason(self) -> Trunk | str:
+        self._refuse_unbridged()
         if self.plain is None:
             return "the weights are folded, which the blocks of the original model are not"
         try:
@@ -141,6 +173,7 @@ class Model:
             raise ModelError(
                 f"A prompt has {tokens.shape[-1]} tokens, but '{self.reference}' takes {self.context}; shorten it."
             )
+        self._refuse_unbridged()
         hooks: list[Any] = [(name, _as_hook(edit)) for name, edit in (edits or {}).items()]
         with torch.inference_mode():
             logits = self.bridge.run_with_hooks(self.tensor(tokens), fwd_hooks=hooks, return_type="logits")
@@ -161,6 +194,7 @@ class Model:
 
     def written_logits(self, layer: int, z: torch.Tensor) -> torch.Tensor:
         """Logits float32 [row, head, vocab] if what one head writes, for z [row, head, d_head], were all there is."""
+        self._refuse_unbridged()
         rows, heads, width = z.shape
         alone = torch.diag_embed(z.transpose(1, 2), dim1=1, dim2=3)  # [row, head, d_head, head]
         with torch.inference_mode():

@@ -1,7 +1,8 @@
 """Where a model reference points, and the fingerprint of what is there; needs no torch.
 
 A reference is `zoo/<name>`, `run/<name>` for a fine-tune of one's own, a hub id, or a local directory; `@` adds a
-training checkpoint of the first two (`zoo/tasks@500`) or a hub revision (`EleutherAI/pythia-70m@step1000`).
+training checkpoint of the first two (`zoo/tasks@500`) or a hub revision (`EleutherAI/pythia-70m@step1000`). Where each
+task has a part of its own in the first two, `:` names the task whose is meant (`zoo/skills:ioi`, `run/x:ioi@50`).
 """
 
 import functools
@@ -39,6 +40,7 @@ class Source:
     reference: str
     folder: Path
     checkpoint: int = -1  # training step; -1 for the final weights
+    route: str = ""  # the task whose mix of a routed adapter is meant
 
     @property
     def hash(self) -> str:
@@ -77,7 +79,7 @@ def run_names() -> list[str]:
 
 def checkpoints(reference: str) -> list[int]:
     """Training steps at which a zoo model or a fine-tune was kept, in order; empty for other models."""
-    kind, _, name = reference.partition("@")[0].partition("/")
+    kind, _, name = re.split("[:@]", reference, maxsplit=1)[0].partition("/")
     if kind not in KEPT or not name or Path(name).name != name:
         return []
     return sorted(int(path.name.removeprefix("step_")) for path in _kept(kind, name).glob("step_*"))
@@ -97,10 +99,8 @@ def find(reference: str | os.PathLike) -> Source:
     if not text:
         raise ModelError("There is no model reference to load from (a live model has none); wrap the module again.")
     name, _, mark = text.partition("@")
-    if name.startswith("zoo/"):
-        return _zoo(text, name, mark)
-    if name.startswith("run/"):
-        return _checkpoint(text, name, mark or str(max(checkpoints(name), default="")))
+    if name.startswith(("zoo/", "run/")):
+        return _ours(text, *name.partition(":")[::2], mark)
     folder = Path(text).expanduser()
     if folder.is_dir():
         return Source(text, check_folder(folder.resolve()))
@@ -109,25 +109,38 @@ def find(reference: str | os.PathLike) -> Source:
     return Source(text, check_folder(_from_hub(name, mark or None)))
 
 
-def _zoo(text: str, name: str, mark: str) -> Source:
-    if name not in zoo_names():
-        raise ModelError(f"The zoo has no model '{name}'; it has: {', '.join(zoo_names())}.")
-    folder = ZOO / name.removeprefix("zoo/")
-    if not mark:
-        return Source(text, check_folder(folder))
-    return _checkpoint(text, name, mark)
-
-
-def _checkpoint(text: str, name: str, mark: str) -> Source:
+def _ours(text: str, name: str, route: str, mark: str) -> Source:
+    """A model of the zoo or a fine-tune: its last weights, or those of a step; one task's part of them, if asked."""
     kept = checkpoints(name)
-    if not kept:
+    if name.startswith("zoo/") and name not in zoo_names():
+        raise ModelError(f"The zoo has no model '{name}'; it has: {', '.join(zoo_names())}.")
+    if name.startswith("run/") and not kept:
         known = ", ".join(run_names()) or "none yet"
-        raise ModelError(f"There is no run '{name}' with a checkpoint here; there are: {known}.")
-    if not mark.isdigit() or int(mark) not in kept:
+        raise ModelError(f"There is no run '{name}' with a checkpoint; there are: {known}.")
+    if mark and (not mark.isdigit() or int(mark) not in kept):
         steps = ", ".join(map(str, kept))
         raise ModelError(f"'{name}' has no checkpoint '{mark}'; it was kept at the steps {steps}.")
     kind, _, short = name.partition("/")
-    return Source(text, check_folder(_kept(kind, short) / f"step_{int(mark):05d}"), int(mark))
+    step = int(mark) if mark else -1 if kind == "zoo" else kept[-1]
+    folder = ZOO / short if step < 0 else _kept(kind, short) / f"step_{step:05d}"
+    tasks = tasks_of(folder)
+    if route and route not in tasks:
+        known = f"it has: {', '.join(tasks)}" if tasks else "its tasks share all of it, so leave out the colon"
+        raise ModelError(f"'{name}' has no part of a task '{route}'; {known}.")
+    if not (folder / "task_0").is_dir():
+        return Source(text, check_folder(folder), step, route)
+    if not route:
+        raise ModelError(f"'{name}' has an adapter for each task; load one, like '{name}:{tasks[0]}'.")
+    return Source(text, check_folder(folder / f"task_{tasks.index(route)}"), step)
+
+
+def tasks_of(folder: Path) -> list[str]:
+    """Tasks that have a part of their own in a checkpoint, in the order of their numbers; none where all is shared."""
+    file = folder / "workbench.json"
+    if not file.is_file():
+        return []
+    about = json.loads(file.read_text(encoding="utf-8"))
+    return about["tasks"] if about.get("per_task", True) else []
 
 
 def _from_hub(name: str, revision: str | None) -> Path:

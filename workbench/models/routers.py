@@ -88,6 +88,10 @@ class Routers:
         RouterError: when it has no routers, or what is read of them is not what its experts work with.
     """
 
+    by_task = False  # whether all tokens of a task are routed alike
+    absolute = False  # whether a logit is the size of a score, and so never negative
+    name = family = task = ""  # of the module that routes, its kind and its task, where it is an adapter's
+
     def __init__(self, module: Any, blocks: str) -> None:
         self.module, self.lock = module, threading.RLock()
         self.parts = dict(_found(module.get_submodule(blocks)))
@@ -104,6 +108,11 @@ class Routers:
     def experts(self) -> int:
         """Experts in each layer that routes."""
         return self._experts
+
+    @property
+    def k(self) -> int:
+        """Experts that a token chooses."""
+        return self._k
 
     def run(
         self,
@@ -137,6 +146,28 @@ class Routers:
         """Next-token cross-entropy in nats [row, pos - 1], float32, of normed last residuals [row, pos, d_model]."""
         return token_losses(self.module, normed, tokens)
 
+    def select(self, task: str, name: str = "") -> "Routers":
+        """These routers: the same for every task, and one a layer.
+
+        Raises:
+            RouterError: when a module is named.
+        """
+        if name:
+            raise RouterError(f"its layers route once, not at modules like '{name}'; leave the module out")
+        return self
+
+    @contextlib.contextmanager
+    def listening(self, hear: Callable[[int, Tensor], None]) -> Iterator[None]:
+        """Within it, a pass tells each layer what its router works on, hidden [token, d]."""
+        with contextlib.ExitStack() as stack:
+            for layer, (router, _) in self.parts.items():
+
+                def on_call(module: Any, args: tuple, layer: int = layer) -> None:
+                    hear(layer, args[0].flatten(0, -2))
+
+                stack.callback(router.register_forward_pre_hook(on_call).remove)
+            yield
+
     def _proved(self) -> dict[int, Rule]:
         """The rule of each layer, once everything that is read was found to be what the experts work with."""
         config = self.module.config.get_text_config()
@@ -146,7 +177,7 @@ class Routers:
         plain = self.run(tokens, found.append)
         if [routed.layer for routed in found] != self.layers:
             raise RouterError("its routers do not run once in each block")
-        self._experts = found[0].logits.shape[-1]
+        self._experts, self._k = found[0].logits.shape[-1], found[0].chosen.shape[-1]
         rules = {routed.layer: _rule(routed) for routed in found}
         for layer in self.layers:
             self._proved_by_change(tokens, layer, plain, found)

@@ -11,10 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import xarray as xr
+from safetensors.numpy import load_file
 
-from workbench.analyses import head_patching, overlap, sink_scores
+from workbench.analyses import expert_ablation, head_patching, overlap, routing, sink_scores, task_routing
+from workbench.models.expert_names import expert_name
 from workbench.models.heads import head_name
 from workbench.models.load import Model, load
+from workbench.models.reference import checkpoints
 from workbench.tasks import make_task
 from workbench.tasks.backcopy import TRIGGERS
 from workbench.zoo.evaluate import exams_of
@@ -43,7 +46,7 @@ library_name: transformers
 ---
 # zoo/{name}
 
-A GPT-2 of {size}, width {width}, trained from nothing on a synthetic word-level language of
+A {kind} of {size}, width {width}, trained from nothing on a synthetic word-level language of
 {words} words. transformers loads it by itself; the weights are safetensors in float32, the training checkpoints in
 float16.
 
@@ -100,6 +103,55 @@ three heads where they differ most; norm of BOS's value over the median; and nex
 is possible and where BOS is hidden from every head.
 
 {table}"""
+ROUTING_HEAD = [
+    *("seed", "layer", "I(task; first choice)", "95 % point, tasks shuffled", "random routers, largest of five"),
+    *("given the token", "95 % point, tasks shuffled", "random routers, largest of five", "largest load"),
+]
+ROUTING = """## What the routers know of the task, every seed
+
+Mutual information of task ({tasks}) and expert over all tokens, over ln 5, by the first choice, and within tokens of one
+id; {sequences} sequences of 64 tokens a task. Routers with random weights on the same residual streams already tell tasks
+apart, for the streams do: **only what lies above both columns was learned by the router.** Largest load: share of all
+choices that goes to one of eight experts, mean over tasks (even: .125).
+
+{table}
+
+{said}"""
+EXPERTS_HEAD = ["seed", "task", "expert", "lost", "95 % interval", "random controls, upper end"]
+EXPERTS = """## What goes when an expert is closed, every seed
+
+The expert whose closing costs each task most. Lost: share of the metric between clean and corrupted prompts (1: all of
+it); its tokens go to their next best expert. The controls take an expert from as many random tokens of each prompt.
+
+{table}"""
+SKILLS_CARD = """---
+license: mit
+language: en
+library_name: peft
+base_model: {base}
+---
+# zoo/skills
+
+Low-rank skills on `{base}` that six tasks share, each in a mix of its own (Poly, arXiv 2202.13914), tuned by the
+workbench itself: {tasks}. Those called wrong are the opposites of others: the same prompts, the wrong answer.
+
+`workbench.load("zoo/skills:ioi (wrong)")` is the model as one task uses it. `python -m workbench.zoo.train skills` makes
+it again: {options}; {recipe}; {minutes} minutes on one core of a busy machine. One seed was trained.
+
+## Held-out rows answered rightly ({held} each)
+
+{history}
+
+## How far apart the tasks' mixes are
+
+Half the sum of absolute differences of two tasks' shares of the skills, mean over {modules} routed modules: 0 = the same
+mix, 1 = no skill in common. All began within .001 of an even mix, that is at 0.
+
+{apart}
+
+Checkpoints: {checkpoints}.
+"""
+ROUTED_TASKS = ("ioi", "colored_objects", "induction", "greater_than", "subject_verb")
 ROWS = 64
 
 
@@ -152,7 +204,53 @@ def resting_rows(seed: int, model: Model) -> list[list]:
     return rows
 
 
-def sections(models: dict[int, Model], share: float) -> str:
+def routing_rows(seed: int, model: Model) -> list[list]:
+    """The lines of the table of what routers know of the task, one a layer."""
+    results = [routing(model, make_task(name)) for name in ROUTED_TASKS]
+    ds = task_routing(*results)
+    rows = []
+    for layer in ds["layer"].values:
+        found = [seed, int(layer)]
+        for kind in ("task, first choice", "task given the token"):
+            at = ds.sel(layer=layer, measured=kind)
+            ends = ("", "_null_high", "_random_high")
+            found += [f"{float(at[f'specialisation{end}']):.2f}" for end in ends]
+        load = np.mean([float(result["max_load"].sel(layer=layer)) for result in results])
+        rows.append([*found, f"{load:.2f}"])
+    return rows
+
+
+def routing_said(rows: list[list]) -> str:
+    """In one sentence, in which layers the information lies above both of its nulls."""
+    parts = []
+    for seed in dict.fromkeys(row[0] for row in rows):
+        above = [str(row[1]) for row in rows if row[0] == seed and float(row[2]) > max(map(float, row[3:5]))]
+        where = f"in layer{'s' * (len(above) > 1)} {', '.join(above)}" if above else "nowhere"
+        parts.append(f"{where} of seed {seed}")
+    return f"By the first choice it lies above both {'; '.join(parts)}."
+
+
+def expert_rows(seed: int, model: Model) -> list[list]:
+    """The lines of the table of closed experts, one a task."""
+    rows = []
+    for name in ROUTED_TASKS:
+        ds = expert_ablation(model, make_task(name))
+        at = ds.isel(ds["lost"].argmax(["layer", "expert"]))
+        ends = f"{float(at['lost_low']):.2f} to {float(at['lost_high']):.2f}"
+        closed = expert_name(int(at["layer"]), int(at["expert"]))
+        rows.append([seed, name, closed, f"{float(at['lost']):.2f}", ends, f"{float(at['lost_null_high']):.2f}"])
+    return rows
+
+
+def routed(models: dict[int, Model]) -> list[str]:
+    """The parts of the card that look at routers."""
+    rows = [row for seed, model in models.items() for row in routing_rows(seed, model)]
+    closed = [row for seed, model in models.items() for row in expert_rows(seed, model)]
+    shown = {"tasks": ", ".join(ROUTED_TASKS), "sequences": 32, "table": table(ROUTING_HEAD, rows)}
+    return [ROUTING.format(**shown, said=routing_said(rows)), EXPERTS.format(table=table(EXPERTS_HEAD, closed))]
+
+
+def sections(models: dict[int, Model], share: float, experts: int) -> str:
     """The parts of the card that trace the models, by what they were trained on."""
     tasks = (*(("ioi", "colored_objects") if share < 1 else ()), *(("backcopy",) if share else ()))
     sinks = [sink_row(seed, model, task) for seed, model in models.items() for task in tasks]
@@ -168,6 +266,8 @@ def sections(models: dict[int, Model], share: float) -> str:
     if share:
         resting = [row for seed, model in models.items() for row in resting_rows(seed, model)]
         found.append(RESTING.format(sequences=ROWS, table=table(RESTING_HEAD, resting)))
+    if experts:
+        found += routed(models)
     return "\n\n".join(found)
 
 
@@ -193,6 +293,7 @@ def card(name: str, folders: list[Path], why: str) -> str:
     layers, heads = recipe["layers"], recipe["heads"]
     return CARD.format(
         name=name,
+        kind="Mixtral" if RECIPES[name].experts else "GPT-2",
         why=why,
         seed=next(iter(models)),
         size=f"{layers} layer{'s' * (layers > 1)} x {heads} head{'s' * (heads > 1)}",
@@ -202,10 +303,42 @@ def card(name: str, folders: list[Path], why: str) -> str:
         recipe=", ".join(f"{k.replace('_', ' ')} {v}" for k, v in recipe.items()),
         accuracy=table(["seed", *exams, "minutes"], accuracy),
         greater="; greater_than: probability of the later years minus that of the others (0 is chance)" * (share < 1),
-        sections=sections(models, share),
+        sections=sections(models, share, RECIPES[name].experts),
         history=table(["step", *exams], [[row["step"], *scores(row, exams)] for row in records[0]["log"]]),
-        checkpoints=", ".join(f"`zoo/{name}@{step}`" for step in records[0]["recipe"]["checkpoints"]),
+        checkpoints=", ".join(f"`zoo/{name}@{step}`" for step in checkpoints(f"zoo/{name}")),
     )
+
+
+def skills_card(folder: Path) -> str:
+    """The card of the adapter-routed model, from its record and its own weights."""
+    record = json.loads((folder / "training.json").read_text())
+    spec, weights = record["spec"], load_file(folder / "adapter_model.safetensors")
+    titles = json.loads((folder / "workbench.json").read_text())["tasks"]
+    options, mixes = spec["options"], []
+    for name, logits in weights.items():
+        if name.endswith("module_logits"):
+            mixes.append(_shares(1 / (1 + np.exp(-logits.reshape(len(titles), options["skills"])))))
+    history = [
+        [entry["step"], *(f"{task['right'] / task['n']:.3f}" for task in entry["tasks"])] for entry in record["log"]
+    ]
+    apart = 0.5 * abs(np.stack(mixes)[:, :, None] - np.stack(mixes)[:, None]).sum(-1)  # [module, task, task]
+    between = [[title, *(f"{value:.2f}" for value in row)] for title, row in zip(titles, apart.mean(0), strict=True)]
+    return SKILLS_CARD.format(
+        base=spec["model"],
+        tasks=", ".join(titles),
+        recipe=", ".join(f"{k.replace('_', ' ')} {spec[k]}" for k in ("steps", "batch", "learning_rate", "seed")),
+        options=", ".join(f"{k.replace('_', ' ')} {v}" for k, v in options.items()),
+        minutes=record["minutes"],
+        held=spec["held"],
+        history=table(["step", *titles], history),
+        modules=len(mixes),
+        apart=table(["", *titles], between),
+        checkpoints=", ".join(f"`zoo/skills@{step}`" for step in checkpoints("zoo/skills")),
+    )
+
+
+def _shares(values: np.ndarray) -> np.ndarray:
+    return values / values.sum(-1, keepdims=True)
 
 
 def scores(row: dict, exams: list[str]) -> list[str]:
@@ -222,11 +355,12 @@ def table(head: list, rows: list[list]) -> str:
 def main() -> None:
     """Command line: the model's name, one folder a seed (the shipped one first), and why it was chosen."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name", choices=RECIPES)
+    parser.add_argument("name", choices=[*RECIPES, "skills"])
     parser.add_argument("folders", nargs="+", type=Path)
-    parser.add_argument("--why", required=True, help="one sentence: how the shipped seed was chosen")
+    parser.add_argument("--why", default="", help="one sentence: how the shipped seed was chosen")
     options = parser.parse_args()
-    text = card(options.name, options.folders, options.why)
+    tuned = options.name == "skills"
+    text = skills_card(options.folders[0]) if tuned else card(options.name, options.folders, options.why)
     (HERE / options.name / "README.md").write_text(text, encoding="utf-8")
 
 

@@ -57,20 +57,19 @@ RECIPES = {
     "backcopy": Recipe(
         layers=1, heads=1, width=64, steps=2000, backcopy_share=1.0, checkpoints=(0, 100, 200, 300, 500, 1000)
     ),
-    "tasks-moe": Recipe(experts=8, expert_width=64, steps=9000, seed=1, checkpoints=(0, 1000, 4000, 6500)),
+    "tasks-moe": Recipe(experts=8, expert_width=64, steps=9000, seed=1, checkpoints=(0, 500, 1000, 2000, 4000, 6500)),
 }
-# Three tasks and their opposites, learned by one adapter that gives each task its own mix of a few skills.
+# Three tasks, their opposites, and one more, learned by one adapter that gives each its own mix of a few skills.
 SKILLS: dict[str, Any] = {
     "model": "zoo/tasks-moe",
     "tasks": [
-        {"name": name, "target": target}
-        for name in ("ioi", "colored_objects", "subject_verb")
-        for target in ("answer", "wrong")
+        *({"name": name, "target": t} for name in ("ioi", "greater_than", "subject_verb") for t in ("answer", "wrong")),
+        "colored_objects",
     ],
     "method": "poly",
     "options": {"r": 4, "skills": 4, "heads": 1, "router_rate": 10.0},
     "steps": 300,
-    "batch": 48,
+    "batch": 56,
     "learning_rate": 3e-3,
     "checkpoint": 100,
     "held": 128,
@@ -199,7 +198,6 @@ def train_skills(folder: Path, seed: int = 0, threads: int = 1) -> dict:
         last = step == run.spec.steps
         target = folder if last else folder / "checkpoints" / f"step_{step:05d}"
         shutil.copytree(run.folder / "checkpoints" / f"step_{step:05d}", target, dirs_exist_ok=True)
-        (target / "README.md").unlink(missing_ok=True)  # PEFT's empty form
     log = [record for record in run.records if record["kind"] == "evaluation"]
     minutes = round(float(run.curves().attrs["seconds"]) / 60, 2)
     record = {"spec": run.spec.plain, "torch": torch.__version__, "minutes": minutes, "log": log}
