@@ -4,5 +4,6 @@ from widgets.attention_row import AttentionRow
 from widgets.attention_view import AttentionView
 from widgets.circuit_graph import CircuitGraph
 from widgets.head_grid import HeadGrid
+from widgets.token_map import TokenMap
 
-__all__ = ["AttentionRow", "AttentionView", "CircuitGraph", "HeadGrid"]
+__all__ = ["AttentionRow", "AttentionView", "CircuitGraph", "HeadGrid", "TokenMap"]
