@@ -17,19 +17,23 @@ from workbench.analyses import (
     overlap,
     path_patching,
     repair,
+    routing,
     sink_scores,
+    task_routing,
 )
+from workbench.analyses._base import batches
 from workbench.models.heads import head_name
 from workbench.models.load import load
-from workbench.models.reference import ZOO, checkpoints, find, zoo_names
+from workbench.models.reference import ZOO, checkpoints, find, tasks_of, zoo_names
 from workbench.tasks import TASKS, make_task
 from workbench.tasks._base import JOIN
 from workbench.tasks._lexicon import SEEN_NAMES, UNSEEN_NAMES, held_out
-from workbench.zoo.card import resting_rows
+from workbench.zoo.card import ROUTED_TASKS, resting_rows
 from workbench.zoo.evaluate import evaluate, exams_of
 from workbench.zoo.language import KINDS, packed, tokenizer, vocabulary
 
-every_model = pytest.mark.parametrize("name", zoo_names())
+WHOLE = [name for name in zoo_names() if (find(name).folder / "config.json").is_file()]
+every_model = pytest.mark.parametrize("name", WHOLE)
 PASS = {
     "ioi, unseen name pairs": 0.95,
     "ioi, unseen names": 0.95,
@@ -87,7 +91,7 @@ def test_it_answers_what_it_was_never_trained_on(name):
 @every_model
 def test_its_checkpoints_load_in_half_precision(name):
     kept = checkpoints(name)
-    assert len(kept) >= 6 and kept == sorted(set(kept))
+    assert len(kept) >= 4 and kept == sorted(set(kept))
     for step in kept:
         source = find(f"{name}@{step}")
         with safe_open(source.folder / "model.safetensors", framework="pt") as file:
@@ -108,7 +112,40 @@ def test_it_learned_between_the_checkpoints(name):
 def test_its_record_says_how_it_was_trained(name):
     record = json.loads((find(name).folder / "training.json").read_text())
     assert record["log"][-1]["step"] == record["recipe"]["steps"]
-    assert [entry["step"] for entry in record["log"][:-1]] == checkpoints(name)
+    assert set(checkpoints(name)) <= {entry["step"] for entry in record["log"][:-1]}
+
+
+def test_the_skills_answer_for_their_tasks_and_their_opposites():
+    titles = tasks_of(find("zoo/skills").folder)
+    assert len(titles) == 7
+    for title in titles:
+        model, (name, _, wrong) = load(f"zoo/skills:{title}", device="cpu"), title.partition(" ")
+        prompts = make_task(name, n=64, seed=3).encode(model.tokenizer, bos=True)
+        hits = []
+        for batch in batches(prompts, 64):
+            tokens = np.stack([prompts.clean[i] for i in batch])
+            found = model.logits(tokens)[:, -1].argmax(-1).tolist()
+            ends = prompts.wrongs if wrong else prompts.answers
+            hits += [token in ends[i] for i, token in zip(batch, found, strict=True)]
+        assert model.card.colour == "green" and np.mean(hits) > 0.9, title
+
+
+def test_its_skills_are_shared_by_tasks_in_mixes_of_their_own():
+    """Opposite tasks share less than an adapter that never learned to route would."""
+    model = load("zoo/skills", device="cpu")
+    ioi, verb = (routing(model, make_task(name), sequences=8)["gate"].values for name in ("ioi", "subject_verb"))
+    assert abs(ioi.sum(-1) - 1).max() < 1e-5 and 0.5 * abs(ioi - verb).sum(-1).max() > 0.1
+
+
+def test_the_mixture_tells_tasks_apart_beyond_random_routers_in_its_last_layer():
+    model = load("zoo/tasks-moe", device="cpu")
+    ds = task_routing(*(routing(model, make_task(name)) for name in ROUTED_TASKS))
+    at = ds.sel(measured="task, first choice")
+    above = at["specialisation"] > np.maximum(at["specialisation_null_high"], at["specialisation_random_high"])
+    assert above.sel(layer=2) and not above.sel(layer=0)  # in layer 1 it is .150 against .147
+    text = (find("zoo/tasks-moe").folder / "README.md").read_text()
+    named = [str(layer) for layer in at["layer"].values if above.sel(layer=layer)]
+    assert f"lies above both in layer{'s' * (len(named) > 1)} {', '.join(named)} of seed 1" in text
 
 
 def test_the_zoo_is_small_and_holds_no_pickles():

@@ -214,7 +214,7 @@ def routing_rows(seed: int, model: Model) -> list[list]:
         for kind in ("task, first choice", "task given the token"):
             at = ds.sel(layer=layer, measured=kind)
             ends = ("", "_null_high", "_random_high")
-            found += [f"{float(at[f'specialisation{end}']):.2f}" for end in ends]
+            found += [f"{float(at[f'specialisation{end}']):.3f}" for end in ends]
         load = np.mean([float(result["max_load"].sel(layer=layer)) for result in results])
         rows.append([*found, f"{load:.2f}"])
     return rows
