@@ -23,6 +23,10 @@ bench: .venv/made
 	$(BIN)/python benchmarks/circuits.py
 	$(BIN)/python benchmarks/sinks.py
 	$(BIN)/python benchmarks/attention_view.py
+	$(BIN)/python benchmarks/routing.py
+	$(BIN)/python benchmarks/token_map.py
+	$(BIN)/python benchmarks/gradients.py
+	$(BIN)/python benchmarks/tune.py
 
 notebooks: .venv/made
 	$(BIN)/jupytext --sync notebooks/*.py

@@ -14,8 +14,8 @@
 # %% [markdown]
 # # Routing, in ten minutes
 #
-# A mixture of experts sends each token through a few of its experts; a routed adapter gives each task, or token, its own
-# mix of skills. This notebook asks of a small trained mixture of experts where its tokens go, whether that tells
+# A mixture of experts sends each token through a few of its experts; a routed adapter gives each task, or token, its
+# own mix of skills. This notebook asks of a small trained mixture of experts where its tokens go, whether that tells
 # anything of the task, which experts the model needs, and what happens when one is taken from it. A number alone says
 # little here: tokens of different tasks *are* different, so even random routers tell them apart. Each stands beside its
 # null.
@@ -38,8 +38,8 @@ model
 #
 # ## Where tokens go
 #
-# Load: share of a task's tokens that an expert gets; the line is an even router's k / E. The strip below shows the first
-# sequences of one task, token by token, with layers downwards.
+# Load: share of a task's tokens that an expert gets; the line is an even router's k / E. The strip below shows the
+# first sequences of one task, token by token, with layers downwards.
 
 # %%
 routes = {name: wb.run("routing", model, task) for name, task in tasks.items()}
@@ -51,8 +51,8 @@ wb.show(routes["ioi"], "expert_strip")
 # %% [markdown]
 # ## Does the choice of expert tell the task?
 #
-# Mutual information of task and expert, in each layer, beside its two nulls: tasks shuffled among sequences, and routers
-# with random weights on the same residual streams. Only what lies above both was learned by the router.
+# Mutual information of task and expert, in each layer, beside its two nulls: tasks shuffled among sequences, and
+# routers with random weights on the same residual streams. Only what lies above both was learned by the router.
 
 # %%
 between = wb.task_routing(*routes.values())
@@ -87,8 +87,8 @@ along = {str(step): wb.run("routing", wb.load(f"{NAME}@{step}"), tasks["ioi"]) f
 wb.show(wb.routing_drift({**along, "final": routes["ioi"]}))
 
 # %% [markdown]
-# Did the *experts* move, or only the routers? SAME (arXiv 2602.01990) keeps the later experts and fits the routers anew:
-# what a fresh router cannot win back was lost by the experts. The control fits the earlier routers anew as well.
+# Did the *experts* move, or only the routers? SAME (arXiv 2602.01990) keeps the later experts and fits the routers
+# anew: what a fresh router cannot win back was lost by the experts. The control fits the earlier routers anew as well.
 
 # %%
 drift = wb.run("expert_drift", wb.load(f"{NAME}@{checkpoints(NAME)[-1]}"), tasks["colored_objects"], steps=60)
@@ -104,7 +104,8 @@ wb.show(drift)
 closed = wb.run("expert_ablation", model, tasks["colored_objects"])
 at = closed.isel(closed["lost"].argmax(["layer", "expert"]))
 needed = expert_name(int(at["layer"]), int(at["expert"]))
-print(f"closing {needed} costs {float(at['lost']):.2f} of the metric (controls up to {float(at['lost_null_high']):.2f})")
+lost, controls = float(at["lost"]), float(at["lost_null_high"])
+print(f"closing {needed} costs {lost:.2f} of the metric (controls up to {controls:.2f})")
 wb.show(closed)
 
 # %% [markdown]
@@ -142,9 +143,9 @@ wb.show(wb.run("routing_circuit", model, tasks["ioi"]))
 # %% [markdown]
 # ## Skills: routing by task
 #
-# `zoo/skills` is one adapter on the same model: four low-rank skills, and for each of six tasks a learned mix of them
-# (Poly). Three tasks are the opposites of the other three: same prompts, the wrong answer. Its routing comes as the same
-# dataset, with skills for experts.
+# `zoo/skills` is one adapter on the same model: four low-rank skills, and for each of seven tasks a learned mix of
+# them (Poly). Three are the opposites of others: same prompts, the wrong answer. Its routing comes as the same dataset,
+# with skills for experts.
 
 # %%
 skills = wb.load("zoo/skills")

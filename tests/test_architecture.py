@@ -13,16 +13,25 @@ MODULES = sorted([*(ROOT / "workbench").rglob("*.py"), *(ROOT / "widgets").rglob
 
 # Parts of workbench, and the parts each may import besides itself.
 BELOW: dict[str, set[str]] = {"registry": set()}
-BELOW["schema"] = BELOW["progress"] = {"registry"}
-CORE = {"registry", "schema", "progress"}
+BELOW["schema"] = BELOW["progress"] = BELOW["parameters"] = {"registry"}
+BELOW["disk"] = set()
+CORE = {"registry", "schema", "progress", "parameters", "disk"}
 BELOW["models"] = CORE
 BELOW["tasks"] = CORE | {"models"}
-BELOW["zoo"] = CORE | {"models", "tasks", "analyses"}  # a model's card reports what the analyses find in it
+BELOW["zoo"] = CORE | {"models", "tasks", "analyses", "tuning"}  # a model's card reports what the analyses find in it
 BELOW["analyses"] = CORE | {"models", "tasks"}
 BELOW["methods"] = CORE | {"models", "tasks"}
-BELOW["training"] = CORE | {"models", "tasks", "methods"}
-BELOW["store"] = {"registry", "schema"}
-BELOW["engine"] = CORE | {"models", "tasks", "analyses", "methods", "training", "store"}
+BELOW["spec"] = CORE | {"models", "tasks", "methods", "analyses"}
+BELOW["aggregators"] = set()
+BELOW["training"] = CORE | {"models", "tasks", "methods", "spec", "aggregators"}
+BELOW["runs"] = CORE | {"models", "spec", "store"}
+BELOW["telemetry"] = CORE | {"models", "tasks", "methods", "analyses", "spec", "training", "runs", "store"}
+BELOW["tuning"] = BELOW["telemetry"] | {"telemetry"}
+BELOW["experiments"] = BELOW["tuning"] | {"tuning"}
+BELOW["mixtures"] = BELOW["experiments"] | {"experiments"}
+BELOW["store"] = {"registry", "schema", "disk"}
+BELOW["jobs"] = CORE | {"spec", "runs"}
+BELOW["engine"] = CORE | {"jobs", "models", "tasks", "analyses", "methods", "spec", "runs", "tuning", "store"}
 BELOW["theme"] = set()
 BELOW["session"] = {"registry", "models"}  # of models only the file that reads references
 BELOW["views"] = {"registry", "schema", "theme", "session", "models"}  # of models only the names of heads and edges

@@ -1,6 +1,7 @@
 """The engine: jobs in a worker process, their progress, their end, and what becomes of them when things go wrong."""
 
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -10,9 +11,10 @@ import pytest
 import xarray as xr
 
 from workbench.analyses import AnalysisError
-from workbench.engine import Engine, EngineError, as_task, rerun, run, specify, stored
+from workbench.engine import Engine, EngineError, as_task, key_of, rerun, run, specify, stored
 from workbench.models.load import wrap
 from workbench.models.reference import ModelError
+from workbench.parameters import ParameterError
 from workbench.progress import Cancelled
 from workbench.tasks import Task, TaskError, make_task
 
@@ -155,7 +157,7 @@ def test_an_error_in_the_worker_arrives_as_itself(analysis, task, params, error,
 def test_a_bad_request_is_refused_before_it_is_sent(engine, saved, tmp_path):
     with pytest.raises(ModelError, match="no directory"):
         engine.submit("head_patching", str(tmp_path / "nowhere"), TASK)
-    with pytest.raises(AnalysisError, match="no parameter 'colour'"):
+    with pytest.raises(ParameterError, match="no parameter 'colour'"):
         engine.submit("head_patching", str(saved("gpt2")), TASK, colour=1)
 
 
@@ -186,3 +188,13 @@ def test_a_task_is_understood_by_itself_its_name_and_its_spec():
     assert as_task(TASK) is TASK
     assert as_task("ioi") == make_task("ioi")
     assert as_task(TASK.spec) == TASK
+
+
+def test_a_result_about_two_models_depends_on_the_weights_of_both(saved, tmp_path):
+    other = shutil.copytree(saved("llama"), tmp_path / "other")
+    spec = specify("flips", str(saved("llama")), make_task("ioi", n=8), {"after": str(other)})
+    before = key_of(spec)
+    assert before == key_of(spec)
+    (other / "config.json").write_text((other / "config.json").read_text() + "\n")
+    assert key_of(spec) != before
+    assert key_of(specify("expert_truncation", str(saved("mixtral")), make_task("ioi", n=8), {"base": "mean"}))

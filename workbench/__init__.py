@@ -28,9 +28,20 @@ A new task, analysis, view, method or widget is one file and one line: see CONTR
 import os
 from typing import TYPE_CHECKING, Any
 
-from workbench.analyses import ANALYSES, circuit_sets, overlap, routing_drift, task_routing
+from workbench.analyses import (
+    ANALYSES,
+    circuit_sets,
+    compare,
+    overlap,
+    routing_drift,
+    task_list,
+    task_routing,
+    top_changes,
+)
 from workbench.engine import rerun, run, submit
+from workbench.experiments import paired
 from workbench.methods import METHODS
+from workbench.mixtures import mixture_study, study_cost
 from workbench.registry import WorkbenchError
 from workbench.runs import Run
 from workbench.schema import concat
@@ -54,18 +65,24 @@ __all__ = [
     "Task",
     "WorkbenchError",
     "circuit_sets",
+    "compare",
     "concat",
     "estimate",
     "link",
     "load",
+    "mixture_study",
     "overlap",
+    "paired",
     "rerun",
     "routing_drift",
     "run",
     "show",
+    "study_cost",
     "submit",
     "task",
+    "task_list",
     "task_routing",
+    "top_changes",
     "tune",
     "wrap",
 ]

@@ -1,35 +1,45 @@
-"""Runs analyses: in this process, or as jobs on dask.distributed with progress, cancelling and merged requests."""
+"""Analyses in this process, and analyses and fine-tunes as jobs on dask.distributed: followed, stopped, merged."""
 
+import copy
 import functools
 import itertools
 import json
 import os
 import threading
 import time
+import uuid
 import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
 from workbench import store
 from workbench.analyses import ANALYSES
-from workbench.models.reference import find
+from workbench.jobs import EngineError, Job, TuneJob
+from workbench.models.reference import ModelError, find
 from workbench.progress import reporting
-from workbench.registry import WorkbenchError
+from workbench.runs import Run
+from workbench.spec import Spec, read_spec
 from workbench.tasks import Task, make_task
+from workbench.tuning import Estimate, estimate, tune
 
 if TYPE_CHECKING:
     from workbench.models.model import Model
 
 KEPT_MODELS = 2  # loaded models a worker keeps
 STOP_CHECK = 0.1  # seconds between two looks at the stop event and two progress events
+TOLD = 0.2  # seconds between two events with a fine-tune's log
 START_TIMEOUT = "60s"
+TRACES, TUNES = {"trace": 1}, {"tune": 1}  # what an embedded worker takes: neither kind ever waits for the other
+IMPORTED = ("peft", "workbench.training", "workbench.models.load")  # before a worker counts as ready to tune
+SPARE_AFTER = 5.0  # seconds after a fine-tune was asked for, so that its first steps have the machine to themselves
+MOST_TUNES = 8  # at once in the embedded cluster; further ones wait
 
 
-class EngineError(WorkbenchError):
-    """A job that did not end well for a reason outside the analysis."""
+_starting = threading.Lock()  # so that two sessions at once start one engine
 
 
 def as_task(task: "Task | str | Mapping[str, Any]") -> Task:
@@ -52,9 +62,23 @@ def specify(analysis: str, model: "Model | str | Mapping[str, Any]", task: Any, 
 
 def key_of(spec: Mapping[str, Any], model_hash: str | None = None) -> str:
     """The store's key of a spec; reads the model's files for their fingerprint, but loads nothing."""
-    options = {"dtype": "float32", "fold": False, "merge": False, "trust_remote_code": False} | spec["model"]
+    plain = {"dtype": "float32", "fold": False, "merge": False, "trust_remote_code": False, "route": "", "tasks": ""}
+    options = plain | spec["model"]
     model_hash = model_hash or find(options["reference"]).hash
-    return store.key(spec["analysis"], spec["params"], model_hash, options, Task.from_spec(spec["task"]).hash)
+    other = _other(spec, str(options["reference"]))
+    return store.key(
+        spec["analysis"], spec["params"], f"{model_hash}{other}", options, Task.from_spec(spec["task"]).hash
+    )
+
+
+def _other(spec: Mapping[str, Any], reference: str) -> str:
+    """Hash of the files of the other model that a spec names; empty where there is none."""
+    parameter = ANALYSES[spec["analysis"]].other
+    named = parameter and (spec["params"][parameter] or reference.partition("@")[0])
+    try:
+        return find(named).hash if named else ""
+    except ModelError:  # not a reference, such as the word for a mean; or one that the analysis will refuse
+        return ""
 
 
 def stored(spec: Mapping[str, Any]) -> xr.Dataset | None:
@@ -155,81 +179,76 @@ def _worker_model(worker: Any, options: Mapping[str, Any]) -> Any:
     return kept[name]
 
 
-class Job:
-    """One run in the engine: `progress`, `status`, `cancel()`, `result()`."""
+def execute_tune(spec: Mapping[str, Any], job: str, after: Any = None) -> str:
+    """Fine-tune on a Dask worker, after the run's former job; a worker that replaces a killed one goes on from its last
+    checkpoint. The log travels under the topic `job`; the event `job` pauses the run, `job` and "/end" ends it.
+    """
+    from distributed import Event, get_worker
 
-    def __init__(self, name: str, client: Any, spec: Mapping[str, Any]) -> None:
-        from distributed import Event
+    told, stop, last = _Told(get_worker(), job, read_spec(spec).name), Event(job), 0.0
 
-        self.name, self.spec = name, spec
-        self.progress = ("waiting", 0, 1)
-        self._waiting = 0
-        self._client, self._stop = client, Event(name, client=client)
-        client.subscribe_topic(name, self._hear)
-        self._future = client.submit(execute, spec, name, key=name, pure=False)
+    def go_on(what: str, done: int, of: int) -> bool:
+        nonlocal last, going
+        if time.monotonic() - last > STOP_CHECK:
+            last, going = time.monotonic(), going and not stop.is_set()
+        return going
 
-    def _hear(self, event: tuple[float, Any]) -> None:
-        message = event[1]
-        if isinstance(message, Mapping) and "done" in message:
-            self.progress = (message["what"], message["done"], message["of"])
+    going = True
+    told.tell()
+    with reporting(go_on):
+        run = tune(spec, told.hear)
+    told.tell()
+    if run.status["state"] == "paused" and Event(f"{job}/end").is_set():
+        run.mark("stopped", run.status["done"], run.status["of"])
+    return run.name
 
-    @property
-    def status(self) -> str:
-        """pending, finished, error or cancelled."""
-        return self._future.status
 
-    @property
-    def done(self) -> bool:
-        """True once there is a result or an error."""
-        return self._future.done()
+class _Told:
+    """Sends the lines of a run's log from a worker, several at a time, each time with the memory in use."""
 
-    @property
-    def stopping(self) -> bool:
-        """True once it was asked to stop."""
-        return bool(self._stop.is_set())
+    def __init__(self, worker: Any, topic: str, run: str) -> None:
+        self._worker, self._topic, self._run, self._last = worker, topic, Run(run), 0.0
+        self._waiting: list[dict[str, Any]] = []
 
-    def join(self) -> None:
-        """Count one more who waits for this job."""
-        self._waiting += 1
+    def hear(self, record: dict[str, Any]) -> None:
+        """Take a line; steps wait until enough time has gone by. A run that goes on sends what it did before too."""
+        self._waiting.append(record)
+        if record["kind"] == "status" and record["state"] == "running":
+            self._waiting += self._run.records
+        if record["kind"] != "step" or time.monotonic() - self._last > TOLD:
+            self.tell()
 
-    def leave(self) -> None:
-        """Count one less; a job nobody waits for is cancelled."""
-        self._waiting -= 1
-        if self._waiting <= 0 and not self.done:
-            self.cancel()
+    def tell(self) -> None:
+        """Send what has come."""
+        self._worker.log_event(self._topic, {"records": json.dumps(self._waiting), "memory": _memory()})
+        self._waiting, self._last = [], time.monotonic()
 
-    def cancel(self) -> None:
-        """Ask the job to stop after its present batch; `result` then gives what it has."""
-        self._stop.set()
 
-    def result(self, timeout: float | None = None) -> xr.Dataset:
-        """The dataset, once it is there.
+def _memory() -> int:
+    """Bytes that this process holds: on the GPU once it uses one, else in main memory."""
+    import sys
 
-        Raises:
-            EngineError: when the worker was killed more often than the engine retries.
-            WorkbenchError: whatever the analysis itself raised.
-        """
-        from distributed import KilledWorker
+    import psutil
 
-        try:
-            return self._future.result(timeout)
-        except KilledWorker:
-            raise EngineError(
-                f"The worker running {self.spec['analysis']} was killed again and again, most often for want of "
-                "memory; use fewer prompts, a smaller batch or a smaller model, and run it again."
-            ) from None
-        finally:
-            if self.done:
-                self._client.unsubscribe_topic(self.name)
+    torch = sys.modules.get("torch")
+    on_gpu = torch.cuda.memory_reserved() if torch and torch.cuda.is_initialized() else 0
+    return on_gpu or psutil.Process().memory_info().rss
 
 
 class Engine:
-    """Jobs on a Dask cluster: an embedded one on loopback, or the one at `WORKBENCH_CLUSTER`."""
+    """Jobs on a Dask cluster: an embedded one on loopback, or the one at `WORKBENCH_CLUSTER`.
+
+    The embedded cluster has one worker for analyses; and, once the first is asked for, a worker for each fine-tune at
+    work and one that is ready for the next.
+    """
 
     def __init__(self, address: str | None = None) -> None:
         from distributed import Client
 
         self._lock, self._jobs, self._count = threading.Lock(), {}, itertools.count()
+        self._mark = uuid.uuid4().hex[:8]  # another engine on the same cluster has another
+        self.tunes: dict[str, TuneJob] = {}  # the last job of each run
+        self._spare = threading.Timer(SPARE_AFTER, self.warm_up)
         self._cluster = None if address else _local_cluster()
         by_file = bool(address) and str(address).endswith(".json")
         where: dict[str, Any] = {"scheduler_file" if by_file else "address": address or self._cluster}
@@ -245,24 +264,89 @@ class Engine:
             self._jobs = {name: job for name, job in self._jobs.items() if not job.done}  # lets go of their results
             job = self._jobs.get(key)
             if job is None or job.stopping:
-                job = self._jobs[key] = Job(f"{analysis}-{key}-{next(self._count)}", self.client, spec)
+                job = self._jobs[key] = Job(
+                    self._name(f"{analysis}-{key}"), self.client, execute, spec, **self._where(TRACES)
+                )
             return job
+
+    def submit_tune(self, given: "Spec | Mapping[str, Any] | str | Path") -> TuneJob:
+        """A job for a fine-tune; one that is under way gives its job, one that was paused or killed goes on.
+
+        Raises:
+            SpecError, TaskError: naming the setting or the row that is wrong.
+        """
+        spec = read_spec(given)
+        with self._lock:
+            job = self.tunes.get(spec.name)
+            if job is not None and not job.done and not job.stopping:
+                return job
+            former = job if job is not None and not job.done else None
+            Run(spec.name).begin(spec)  # so that it is listed while it waits
+            self._make_room()
+            name = self._name(f"tune-{spec.name}")
+            job = self.tunes[spec.name] = TuneJob(name, self.client, execute_tune, spec, former, **self._where(TUNES))
+            job.when_done(self._ended)
+            self._warm_up_later()
+            return job
+
+    def estimate(self, given: "Spec | Mapping[str, Any] | str | Path") -> Estimate:
+        """What a fine-tune is expected to take where it would run: see `workbench.tuning.estimate`."""
+        with self._lock:
+            self._make_room()
+            where, name = self._where(TUNES), self._name("estimate")
+            future = self.client.submit(estimate, read_spec(given).plain, key=name, pure=False, **where)
+        return future.result()
+
+    def warm_up(self) -> None:
+        """Start a worker for the next fine-tune, if none is ready."""
+        with self._lock:
+            self._make_room()
+
+    def _warm_up_later(self) -> None:
+        self._spare.cancel()
+        self._spare = threading.Timer(SPARE_AFTER, self.warm_up)
+        self._spare.daemon = True
+        self._spare.start()
+
+    def _name(self, start: str) -> str:
+        return f"{start}-{self._mark}-{next(self._count)}"
+
+    def _where(self, kind: dict[str, int]) -> dict[str, Any]:
+        return {"resources": kind} if self._cluster is not None else {}
+
+    def _make_room(self) -> None:
+        """A worker for analyses, one for each fine-tune at work, and one that is ready or becomes so."""
+        if self._cluster is not None:
+            tunes = sum(not job.done for job in self.tunes.values())
+            wanted = 1 + min(tunes + 1, MOST_TUNES)
+            self._cluster.scale(max(wanted, len(self._cluster.worker_spec)))
+
+    def _ended(self) -> None:
+        """When no fine-tune is at work any more, let go of all workers but two."""
+        with self._lock:
+            if self._cluster is not None and all(job.done for job in self.tunes.values()):
+                spare = list(self._cluster.worker_spec)[2:]
+                self._cluster.loop.add_callback(self._cluster.scale_down, spare)
 
     def close(self) -> None:
         """Stop the embedded cluster, if this engine started one."""
+        self._spare.cancel()
         self.client.close()
         if self._cluster is not None:
             self._cluster.close()
 
 
 def _local_cluster() -> Any:
-    """One worker process on loopback; Dask's own information pages, which ask for no token, are not served."""
+    """A worker process for analyses, and what further ones will be like, on loopback.
+
+    Dask's own information pages, which ask for no token, are not served.
+    """
     import dask.config
     from distributed import LocalCluster
 
     closed = {"distributed.scheduler.http.routes": [], "distributed.worker.http.routes": []}
     with dask.config.set(closed):
-        return LocalCluster(
+        cluster = LocalCluster(
             n_workers=1,
             threads_per_worker=1,
             processes=True,
@@ -271,15 +355,31 @@ def _local_cluster() -> Any:
             scheduler_kwargs={"dashboard": False},
             memory_limit=1.0,
             silence_logs=50,
+            resources=TRACES,
         )
+        further: Any = cluster.new_spec
+        settings = copy.deepcopy(dask.config.config)  # of now; workers may be started later
+        options = {**further["options"], "resources": TUNES, "preload": list(IMPORTED), "config": settings}
+        cluster.new_spec = {**further, "options": options}
+        return cluster
+
+
+def engine() -> Engine:
+    """The engine of this process, started on first use."""
+    with _starting:
+        return _engine()
 
 
 @functools.cache
-def engine() -> Engine:
-    """The engine of this process, started on first use."""
+def _engine() -> Engine:
     return Engine(os.environ.get("WORKBENCH_CLUSTER"))
 
 
 def submit(analysis: str, model: "Model | str", task: Any, **params: Any) -> Job:
     """The same request as `run`, as a job in the engine."""
     return engine().submit(analysis, model, task, **params)
+
+
+def submit_tune(given: "Spec | Mapping[str, Any] | str | Path") -> TuneJob:
+    """The same fine-tune as `tune`, as a job in the engine: `progress`, `records`, `pause()`, `result()`."""
+    return engine().submit_tune(given)

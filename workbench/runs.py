@@ -9,9 +9,10 @@ import fcntl
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -26,9 +27,10 @@ from workbench.spec import Spec, read_spec
 if TYPE_CHECKING:
     import torch
 
-STATES = ("new", "running", "paused", "finished", "failed")
+STATES = ("new", "running", "paused", "stopped", "finished", "failed")
 Hear = Callable[[dict[str, Any]], None]
 Z = 1.959963984540054  # of a 95 % interval
+GLANCE = 1.0  # seconds; who only looks whether a run is held lets go of it sooner
 
 
 class RunError(WorkbenchError):
@@ -58,21 +60,22 @@ class Run:
     def status(self) -> dict[str, Any]:
         """`state`, one of `STATES`, steps `done` and `of`, and `error`.
 
-        A run whose process is gone without a word (a killed worker, a switched-off machine) is `paused`.
+        A run whose process is gone without a word (a killed worker, a switched-off machine) is `paused` at its last
+        checkpoint.
         """
         found = self._json("status.json") if (self.folder / "status.json").is_file() else {"state": "new", "done": 0}
         if found["state"] == "running" and not self.held:
-            found["state"] = "paused"
+            found |= {"state": "paused", "done": max(self.checkpoints, default=0)}
         return found
 
     @property
     def held(self) -> bool:
         """True while some process works on it."""
-        try:
-            with self.hold():
-                return False
-        except RunError:
-            return True
+        path = self.folder / "lock"
+        if not path.is_file():
+            return False
+        with open(path, encoding="utf-8") as file:
+            return not _locked(file, fcntl.LOCK_SH)  # which others who only look share
 
     @property
     def checkpoints(self) -> list[int]:
@@ -97,10 +100,11 @@ class Run:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.folder / "lock", "w", encoding="utf-8") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise RunError(f"The run '{self.name}' is under way in another process; stop it there first.") from None
+            end = time.monotonic() + GLANCE
+            while not _locked(file, fcntl.LOCK_EX):
+                if time.monotonic() > end:
+                    raise RunError(f"The run '{self.name}' is under way in another process; stop it there first.")
+                time.sleep(GLANCE / 20)
             yield
 
     def begin(self, spec: Spec) -> None:
@@ -172,16 +176,23 @@ class Run:
         """What an analysis of a task found in the model after a step."""
         store.save(ds, self.folder / "telemetry" / analysis / task / f"step_{step:05d}.nc")
 
+    def telemetry_at(self, step: int, analysis: str, task: str) -> xr.Dataset | None:
+        """What an analysis of a task found after a step; None where it was not measured."""
+        path = self.folder / "telemetry" / analysis / task / f"step_{step:05d}.nc"
+        return store.load(path) if path.is_file() else None
+
     def telemetry(self, analysis: str, task: str) -> xr.Dataset | None:
         """What an analysis of a task found along training, with a dimension `step`; None where nothing was measured."""
         known = [r["step"] for r in self.records if r["kind"] == "telemetry" and r["analysis"] == analysis]
-        folder = self.folder / "telemetry" / analysis / task
-        files = {step: folder / f"step_{step:05d}.nc" for step in known}
-        parts = {step: store.load(path) for step, path in files.items() if path.is_file()}
+        found = {step: self.telemetry_at(step, analysis, task) for step in known}
+        parts = {step: ds for step, ds in found.items() if ds is not None}
         return concat(parts, dim="step") if parts else None
 
-    def curves(self) -> xr.Dataset:
+    def curves(self, records: Sequence[Mapping[str, Any]] | None = None) -> xr.Dataset:
         """Losses along training and on held-out rows.
+
+        Args:
+            records: lines of the log; those on disk if there are none given.
 
         Returns:
             `loss` [step, task], training loss in nats of each step; `rate` and `norm` [step]; on the held-out rows
@@ -190,8 +201,8 @@ class Run:
         Raises:
             RunError: before the first step and evaluation.
         """
-        steps = [record for record in self.records if record["kind"] == "step"]
-        held = [record for record in self.records if record["kind"] == "evaluation"]
+        known = self.records if records is None else records
+        steps, held = ([record for record in known if record["kind"] == kind] for kind in ("step", "evaluation"))
         if not steps or not held:
             raise RunError(f"The run '{self.name}' has no step yet; start it with workbench.tune.")
         right, n = (
@@ -216,7 +227,7 @@ class Run:
         spec = self.spec
         coords = {"step": [r["step"] for r in steps], "task": spec.titles, "checkpoint": [r["step"] for r in held]}
         ds = xr.Dataset(variables, coords)
-        ds.attrs = provenance(**self._attrs(spec))
+        ds.attrs = provenance(**self._attrs(spec), seconds=steps[-1]["seconds"])
         return check(ds)
 
     def _attrs(self, spec: Spec) -> dict[str, Any]:
@@ -231,11 +242,19 @@ class Run:
             "seed": spec.seed,
             "sign": "loss in nats, lower is better; accuracy 1 = every held-out row answered rightly",
             "primary": "loss",
-            "seconds": max((r["seconds"] for r in self.records if r["kind"] == "step"), default=0.0),
             "trust": "{}",
             "title": f"{spec.method} on {', '.join(spec.titles)} from {spec.model}",
             "run": self.name,
         }
+
+
+def _locked(file: IO[str], kind: int) -> bool:
+    """Whether a file could be locked; closing it lets go."""
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 class Onlooker(Run):
@@ -257,6 +276,12 @@ def wilson(right: np.ndarray, n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     share, extra = right / n, Z**2 / n
     centre, half = share + extra / 2, Z * np.sqrt(share * (1 - share) / n + extra / (4 * n))
     return (centre - half) / (1 + extra), (centre + half) / (1 + extra)
+
+
+def accuracy(records: Sequence[Mapping[str, Any]]) -> float | None:
+    """Share of the held-out rows answered rightly at the last evaluation of a log, mean over tasks; None before it."""
+    found = next((record["tasks"] for record in reversed(records) if record["kind"] == "evaluation"), None)
+    return float(np.mean([task["right"] / task["n"] for task in found])) if found else None
 
 
 def run_names() -> list[str]:

@@ -108,25 +108,32 @@ class Spec:
 
     def changed(self, **changes: Any) -> "Spec":
         """The same spec with other settings, checked."""
-        return read_spec({**self.plain, **changes})
+        return read_spec(self, changes)
 
 
 def _hash(parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def read_spec(given: "Spec | Mapping[str, Any] | str | os.PathLike") -> Spec:
+def read_spec(given: "Spec | Mapping[str, Any] | str | os.PathLike", changes: Mapping[str, Any] | None = None) -> Spec:
     """A checked spec from itself, from plain data, or from a YAML or JSON file.
+
+    Args:
+        given: what it is read from.
+        changes: settings to have instead; `options.r` is a part of one.
 
     Raises:
         SpecError: naming the setting that is wrong and what it may be.
         TaskError: naming the row of a person's own data that is wrong.
     """
     if isinstance(given, Spec):
-        return given
+        if not changes:
+            return given
+        given = given.plain
     folder = Path()
     if not isinstance(given, Mapping):
         folder, given = Path(given).parent, _from_file(Path(given))
+    given = _with(given, changes or {})
     known = {f.name: f for f in fields(Spec)}
     unknown = [name for name in given if name not in known]
     if unknown:
@@ -145,6 +152,16 @@ def read_spec(given: "Spec | Mapping[str, Any] | str | os.PathLike") -> Spec:
     )
     _check(spec)
     return spec
+
+
+def _with(given: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    found = dict(given)
+    for name, value in changes.items():
+        whole, _, part = name.partition(".")
+        if part and not isinstance(found.get(whole) or {}, Mapping):
+            raise SpecError(f"'{whole}' has no parts, so '{name}' cannot be set; set '{whole}' itself.")
+        found[whole] = {**(found.get(whole) or {}), part: value} if part else value
+    return found
 
 
 def _wanted(name: str) -> str:

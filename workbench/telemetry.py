@@ -31,11 +31,8 @@ class Telemetry:
 
     def __init__(self, spec: Spec, run: Run) -> None:
         self.spec, self.run = spec, run
-        self.tasks = [
-            make_task(entry["name"], corruption=entry["corruption"], n=spec.telemetry_n, seed=spec.seed)
-            for entry in spec.tasks
-            if "rows" not in entry
-        ]
+        named = dict.fromkeys((e["name"], e["corruption"]) for e in spec.tasks if "rows" not in e)
+        self.tasks = [make_task(name, corruption=c, n=spec.telemetry_n, seed=spec.seed) for name, c in named]
         found = [record for record in run.records if record["kind"] == "telemetry"]
         self.spent = sum(record["seconds"] for record in found)
         self.last = {record["analysis"]: record["seconds"] for record in found}
@@ -76,7 +73,7 @@ class Telemetry:
         params = self.spec.telemetry[analysis]
         if "tasks" not in ANALYSES[analysis].parameters:
             return [(task, params) for task in self.tasks]
-        others = ",".join(task.name for task in self.tasks[1:])
+        others = ",".join(f"{task.name}:{task.corruption}" for task in self.tasks[1:])
         return [(self.tasks[0], {**params, "tasks": params["tasks"] or others})]
 
     def _one(self, analysis: str, training: "Training", task: Task, params: dict[str, Any]) -> xr.Dataset:

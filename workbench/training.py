@@ -242,25 +242,38 @@ class Training:
         parts = torch.autograd.grad(loss, list(self.named.values()), allow_unused=True, materialize_grads=True)
         return torch.cat([part.flatten() for part in parts])
 
-    def evaluate(self) -> list[dict[str, float]]:
-        """Of each task's held-out rows: `loss` in nats a row, `right` rows whose answer is the model's own, `n`."""
-        self.module.eval()
-        with torch.no_grad():
-            return [self._evaluated(task) for task in range(len(self.pools))]
+    def evaluate(self) -> list[dict[str, Any]]:
+        """Of each task's held-out rows: `loss` in nats a row, `right` rows whose answer is the model's own, `n`.
 
-    def _evaluated(self, task: int) -> dict[str, float]:
-        pool, loss, right = self.pools[task], 0.0, 0
+        `each` says of every row in turn whether it was right, as 1 or 0.
+        """
+        found = [self.held_out(task) for task in range(len(self.pools))]
+        return [
+            {
+                "loss": float(losses.mean()),
+                "right": int(right.sum()),
+                "n": len(right),
+                "each": "".join("01"[hit] for hit in right.astype(int)),
+            }
+            for losses, right in found
+        ]
+
+    def held_out(self, task: int) -> tuple[np.ndarray, np.ndarray]:
+        """Loss in nats, float64, and whether the answer is the model's own, bool, of each held-out row of a task."""
+        pool, losses, right = self.pools[task], [], []
+        self.module.eval()
         if self.attached.select is not None:
             self.attached.select(task)
         for start in range(0, len(pool.held), EVALUATED):
             part = slice(start, start + EVALUATED)
             rows, answers = pool.held[part], pool.held_answers[part]
             batch = make_batch(rows, answers, [task] * len(rows), self.device)
-            scores = self.scores(batch)
-            each = cross_entropy(scores, batch.targets, reduction="none").cpu()
-            loss += float(torch.zeros(len(rows)).index_add(0, batch.rows.cpu(), each).sum())
-            right += int(_right(scores.argmax(-1).cpu().numpy(), batch, pool.allowed[part]).sum())
-        return {"loss": loss / len(pool.held), "right": right, "n": len(pool.held)}
+            with torch.no_grad():
+                scores = self.scores(batch)
+            each = cross_entropy(scores, batch.targets, reduction="none").cpu().double()
+            losses.append(torch.zeros(len(rows), dtype=each.dtype).index_add(0, batch.rows.cpu(), each).numpy())
+            right.append(_right(scores.argmax(-1).cpu().numpy(), batch, pool.allowed[part]))
+        return np.concatenate(losses), np.concatenate(right)
 
     def state(self) -> dict[str, Tensor]:
         """Everything a resumed run needs, as tensors."""
@@ -274,11 +287,15 @@ class Training:
             found["rng.cuda"] = torch.cuda.get_rng_state(self.device)
         return {name: value.cpu().clone() for name, value in found.items()}
 
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from what `state` gave."""
+    def adopt(self, state: Mapping[str, Tensor]) -> None:
+        """Take the trained parameters of a state, which may be that of a run with fewer tasks."""
         with torch.no_grad():
             for name, value in self.named.items():
                 value.copy_(state[f"parameter.{name}"])
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what `state` gave."""
+        self.adopt(state)
         self.weighting.load_state_dict(_under("weighting.", state))
         kept: dict[int, dict[str, Tensor]] = {}
         for name, value in _under("optimizer.", state).items():

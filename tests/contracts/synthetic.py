@@ -1,5 +1,6 @@
 """Results built by hand, one of each shape that an analysis gives; made without a model."""
 
+import functools
 import json
 
 import numpy as np
@@ -489,6 +490,194 @@ def alike() -> xr.Dataset:
     return finish(variables, coords, "cka", tokens=9, analysis="expert_similarity")
 
 
+def truncated(task: str = TASKS[0], shift: float = 0.0) -> xr.Dataset:
+    """As expert_truncation gives it, of 2 layers with 3 experts and ranks up to 4."""
+    each, loss = ("layer", "expert", "module"), np.array([2.0, 1.0, 0.5, 0.25]) + shift
+    variables: dict = {}
+    for name, values in {"loss": loss, "accuracy": 1 - loss / 4, "metric": 3 - loss}.items():
+        null = (values + values[0]) / 2
+        variables |= {f"{name}{end}": ("size", values + 0.1 * n) for end, n in ENDS.items()}
+        variables |= {f"{name}_null{end}": ("size", null + 0.05 * n) for end, n in ENDS.items()}
+        variables |= {f"{name}_random": (("size", "seed"), null[:, None] + np.array([-0.05, 0.05]))}
+    variables |= {"retained": ("size", np.array([0.0, 0.6, 0.9, 1.0])), "retained_null": ("size", np.arange(4) / 3)}
+    variables |= {"parameters": ("size", np.array([0.0, 0.5, 1.0, 1.0]))}
+    variables |= {"energy": ((*each, "size"), np.ones((2, 3, 2, 1)) * np.array([0.0, 0.6, 0.9, 1.0]))}
+    variables |= {"effective_rank": (each, 1 + numbers(2, 3, 2))}
+    variables |= {"effective_rank_null": ("module", np.array([3.5, 2.5]))}
+    coords = {"layer": [1, 3], "expert": range(3), "module": ["gate and up", "<b>down"], "size": [0, 1, 2, 4]}
+    named = {"base": "a <i>base", "metric_name": "logit_diff", "analysis": "expert_truncation", "task": task}
+    return finish(variables, coords | {"seed": range(2)}, "loss", **named)
+
+
+def truncated_both() -> xr.Dataset:
+    """Truncations measured on two tasks, joined."""
+    return concat({TASKS[0]: truncated(), TASKS[1]: truncated(TASKS[1], 0.5)}, "task")
+
+
+def drifted() -> xr.Dataset:
+    """As expert_drift gives it; a fresh router was chosen at the later checkpoint."""
+    pair, loss = ("measured", "method"), np.array([[0.5, 0.4], [2.0, 1.0]])
+    changes = np.array([1.5, 1.0, 0.5, 0.6, -0.1])
+    variables: dict = {}
+    for name, scale in {"loss": 1.0, "accuracy": -0.2, "metric": -2.0}.items():
+        variables |= {f"{name}{end}": (pair, scale * loss + 0.1 * n) for end, n in ENDS.items()}
+        variables |= {f"{name}_change{end}": ("component", scale * changes + 0.2 * n) for end, n in ENDS.items()}
+    shares = np.array([0.9, 0.8]) * np.array([[[1.0], [0.9]], [[0.7], [1.1]]])
+    variables |= {f"entropy{end}": ((*pair, "layer"), shares + 0.01 * n) for end, n in ENDS.items()}
+    variables |= {"loss_start": (("measured", "seed", "step"), 3 - numbers(2, 2, 3))}
+    variables |= {"loss_fitted": (("measured", "seed"), np.array([[0.4, 0.5], [1.2, 1.0]]))}
+    variables |= {"chosen": ("measured", np.array([0, 1], dtype=np.int8))}
+    names = ["in all", "router", "experts", "experts, <b>both", "fitting alone"]
+    coords = {"measured": ["earlier", "later"], "method": ["own router", "fitted router"], "component": names}
+    coords |= {"seed": range(2), "step": [0, 10, 20], "layer": [1, 3]}
+    moved = {"changed_router": 0.5, "changed_experts": 1.25, "changed_rest": 0.75, "fitted_on": 64}
+    return finish(variables, coords, "loss_change", later="a <i>later", analysis="expert_drift", **moved)
+
+
+def mapped() -> xr.Dataset:
+    """As embedding gives it, of two sequences from two tasks; one token has no expert."""
+    at, shape = ("prompt", "pos"), (PROMPTS, KEYS)
+    variables = {"x": (at, numbers(*shape)), "y": (at, numbers(*shape)[::-1])}
+    variables |= {"first_expert": (at, np.array([[0, 1, 1, 2], [0, 2, -1, 2]])), "task_index": ("prompt", np.arange(2))}
+    variables |= {"kind": (at, np.array([[1, 0, 0, 1]] * PROMPTS)), "entropy": (at, abs(numbers(*shape)))}
+    variables |= {"probability": (at, 1 - abs(numbers(*shape)))}
+    variables |= {"trustworthiness": ((), np.array(0.9)), "trustworthiness_null": ((), np.array(0.51))}
+    for end, value in (("", 0.8), ("_null", 0.4), ("_null_high", 0.45)):
+        variables[f"same{end}"] = (("measured", "component"), np.full((2, 3), value))
+    coords = {"prompt": range(PROMPTS), "pos": range(1, KEYS + 1), "component": ["expert", "task", "kind"]}
+    coords |= {"measured": ["on the map", "in the full space"]}
+    coords |= {"token": (at, np.array([["a", "a", "<i>", "."], ["b", "a", "\n", "."]]))}
+    named = {"tasks": json.dumps(TASKS), "kinds": json.dumps(["delimiter", "content"]), "method": "pca", "layer": 1}
+    named |= {"space": "residual", "variance_x": 0.5, "variance_y": 0.25, "title": "tokens of <b>two</b> tasks"}
+    return finish(variables, coords, "x", analysis="embedding", tokens=8, bos=1, folding="raw", **named)
+
+
+def aligned(shift: float = 0.0) -> xr.Dataset:
+    """As gradient_alignment gives it, of two layers and three tasks; the third has no gradient on L1H2."""
+    names = ["all", "W_Q", "W_V", *(f"L{i}{m}" for i in range(LAYERS) for m in ("", ".W_Q", ".W_V", "H0", "H1", "H2"))]
+    kinds = ["whole", "kind", "kind", *["layer", "matrix", "matrix", "head", "head", "head"] * LAYERS]
+    heads = [int(name[-1]) if kind == "head" else -1 for name, kind in zip(names, kinds, strict=True)]
+    tasks, shape = [*TASKS, "a third"], (len(names), 3, 3)
+    drawn = np.random.default_rng(0).uniform(-0.8, 0.8, shape) + shift
+    cosine = np.clip((drawn + drawn.transpose(0, 2, 1)) / 2, -1, 1)
+    cosine[:, range(3), range(3)] = 1
+    cosine[-1, 2], cosine[-1, :, 2] = 0, 0
+    pair, size = ("module", "task", "receiver"), np.full(shape, 0.05)
+    size[-1, 2], size[-1, :, 2] = 0, 0
+    variables = {f"cosine{end}": (pair, np.clip(cosine + 0.2 * n, -1, 1)) for end, n in ENDS.items()}
+    clear = (abs(cosine) > 0.2).astype(np.int8)
+    variables |= {"clear": (pair, clear), "floor": (pair, size), "conflict": (pair, (1 - cosine) / 2)}
+    variables |= {"disattenuated": (pair, np.where(clear > 0, cosine, 0))}
+    variables |= {"ceiling": (pair[:2], cosine[:, 0] / 2), "norm": (pair[:2], 0.1 + (size[:, 2] > 0))}
+    variables["norm"][1][-1, 2] = 0
+    variables |= {"loss": (("task", "seed"), np.ones((3, 2)))}
+    coords = {"module": names, "task": tasks, "receiver": tasks, "seed": [0, 1], "kind": ("module", kinds)}
+    coords |= {"matrix": ("module", [name.rpartition(".")[2] if "W_" in name else "" for name in names])}
+    coords |= {"at_layer": ("module", [int(name[1]) if name[0] == "L" else -1 for name in names])}
+    coords |= {"at_head": ("module", heads), "parameters": ("module", np.arange(len(names)) + 1000)}
+    named = {"batches": 2, "model": "zoo/tasks@1", "task": json.dumps(tasks), "title": "gradients of <b>three</b>"}
+    ds = finish(variables, coords, "cosine", analysis="gradient_alignment", **named)
+    ds["cosine"].attrs["signed"] = 1
+    return ds
+
+
+def aligned_in_training() -> xr.Dataset:
+    """Gradient alignment at three checkpoints, joined, not in their order."""
+    return concat({"0": aligned(), "900": aligned(0.2), "100": aligned(-0.2)}, "checkpoint")
+
+
+def salient() -> xr.Dataset:
+    """As task_saliency gives it, of two tasks and three tokens."""
+    at, share = ("task", "layer", "pos"), np.linspace(0.1, 0.9, 6).reshape(2, 3)
+    both = np.stack([share, 1 - share])
+    variables: dict = {f"share{end}": (at, both + 0.05 * n) for end, n in ENDS.items()}
+    variables |= {f"share_null{end}": (at, np.full(both.shape, 0.5 + 0.1 * n)) for end, n in ENDS.items() if end}
+    entropy = np.array([[0.5, 0.8, 0.99], [0.9, 0.7, 0.4]])
+    variables |= {f"entropy{end}": (at[1:], entropy + 0.01 * n) for end, n in ENDS.items()}
+    variables |= {"entropy_null": (at[1:], entropy * 0 + 0.98), "entropy_null_low": (at[1:], entropy * 0 + 0.95)}
+    variables |= {"channel_entropy": ("layer", np.array([0.9, 0.8])), "channel_entropy_null": ("layer", np.ones(2))}
+    coords = {"task": TASKS, "layer": [0, 1], "pos": [-2, -1, 0]}
+    named = {"scale": "unit", "task": json.dumps(TASKS), "model": "zoo/<b>tasks"}
+    return finish(variables, coords, "share", analysis="task_saliency", **named)
+
+
+def compared(kind: str = "heads") -> xr.Dataset:
+    """As compare gives it of two results built here, of heads or of edges."""
+    return _compared(kind).copy(deep=True)
+
+
+@functools.cache
+def _compared(kind: str) -> xr.Dataset:
+    from workbench.analyses import compare
+
+    before, rng = (effects() if kind == "heads" else edges()), np.random.default_rng(1)
+    name = str(before.attrs["primary"])
+    moved = rng.normal(size=before[name].shape) * (rng.random(before[name].shape) < 0.4)
+    if kind == "edges":
+        moved *= before["valid"].values
+    strongest = np.argsort(-abs(before[name].values), axis=None)[:2]
+    moved.flat[strongest] = -2 * before[name].values.flat[strongest]
+    after = before.assign({f"{name}{end}": before[f"{name}{end}"] + moved for end in ENDS})
+    first, second = (ds.assign_attrs(model=which, n=50) for ds, which in ((before, "a <b>"), (after, "run/b@9")))
+    return compare(first, second, top=0.3)
+
+
+def flipped() -> xr.Dataset:
+    """As flips gives it, of four prompts that each changed in another way."""
+    kinds = ["right both times", "right to wrong", "wrong to right", "<b>wrong both times"]
+    by, four = ("measured", "prompt"), np.arange(4)
+    right = np.array([[1, 1, 0, 0], [1, 0, 1, 0]])
+    variables: dict = {"right": (by, right), "answer": (by, right + 5), "metric": (by, numbers(2, 4))}
+    variables |= {"change": ("prompt", numbers(2, 4)[1] - numbers(2, 4)[0]), "kind": ("prompt", four.astype(np.int8))}
+    variables |= {"count": ("component", np.ones(4, int)), "rate": ("method", np.array([0.25, 0.25, 0.5]))}
+    variables |= {f"share{end}": ("component", np.full(4, 0.25 + 0.1 * n)) for end, n in ENDS.items()}
+    words = {name: ("prompt", ["<i>a", "b", "c", "d"]) for name in ("text", "answer_text", "before_text", "after_text")}
+    coords = {"measured": ["before", "after"], "prompt": four, "component": kinds, "method": ["<b>x", "y", "z"]}
+    named = {"mcnemar": 1.0, "flipped": 2, "after": "run/<i>b", "analysis": "flips"}
+    named |= {f"accuracy_change{end}": 0.1 * n for end, n in ENDS.items()}
+    return finish(variables, coords | words, "share", **named)
+
+
+def mixed() -> xr.Dataset:
+    """As mixture_study gives it, of two tasks."""
+    shape = {"gain": ("method",), "main": ("task",), "synergy": ("task", "receiver")}
+    sizes = {"method": 4, "task": 2, "receiver": 2}
+    variables: dict = {}
+    for score in ("accuracy", "loss"):
+        variables[score] = (("method", "measured"), 0.5 + numbers(4, 3) / 2)
+        for kind, dims in shape.items():
+            values = numbers(*(sizes[dim] for dim in dims), 3)
+            variables |= {f"{score}_{kind}{end}": ((*dims, "measured"), values + 0.1 * n) for end, n in ENDS.items()}
+    variables["member"] = (("method", "task"), np.array([[0, 0], [1, 0], [0, 1], [1, 1]], dtype=np.int8))
+    names = ["not tuned", *TASKS, " + ".join(TASKS)]
+    coords = {"method": names, "measured": [*TASKS, "mean of the tasks"], "task": TASKS, "receiver": TASKS}
+    return finish(variables, coords, "accuracy", analysis="mixture_study", interval="t", rows="<i>same")
+
+
+def paired_runs() -> xr.Dataset:
+    """As paired gives it, of two seeds."""
+    variables: dict = {f"difference{end}": (("seed", "task"), numbers(2, 2) + 0.1 * n) for end, n in ENDS.items()}
+    variables |= {f"accuracy_change{end}": ("task", numbers(2) + 0.1 * n) for end, n in ENDS.items()}
+    variables |= {name: (("method", "seed", "task"), numbers(2, 2, 2)) for name in ("accuracy", "loss")}
+    coords = {"method": ["steps 1", "steps <b>2"], "seed": [0, 1], "task": TASKS}
+    return finish(variables, coords, "accuracy_change", analysis="paired", interval="Student's t over 2 seeds")
+
+
+def tuned() -> xr.Dataset:
+    """As the curves of a run."""
+    checks = ("checkpoint", "task")
+    share = numbers(3, 2) * 0.4 + 0.4
+    variables = {
+        "loss": (("step", "task"), numbers(4, 2) + 1),
+        "rate": ("step", numbers(4)),
+        "norm": ("step", numbers(4)),
+    }
+    variables |= {"held_loss": (checks, share), "accuracy": (checks, share)}
+    variables |= {"accuracy_low": (checks, share - 0.1), "accuracy_high": (checks, share + 0.1)}
+    coords = {"step": [1, 2, 3, 4], "task": TASKS, "checkpoint": [0, 2, 4]}
+    return finish(variables, coords, "loss", analysis="tune", run="lora-0")
+
+
 def all_of_them() -> list[xr.Dataset]:
     """One result of each shape."""
     found = [effects(), overlaps(), sinks(), patterns(), path_effects(), edges(), edge_overlaps(), faithful()]
@@ -496,4 +685,16 @@ def all_of_them() -> list[xr.Dataset]:
     found += [massive(), resting(), resting(task=True), parked(), leveled(), unsunk(), pushed()]
     found += [growing_sinks(), averages()]
     found += [unstaffed(), operated(), rerouted()]
-    return [*found, routed(), routed_tasks(), drifting(), alike()]
+    found += [routed(), routed_tasks(), drifting(), alike()]
+    found += [compared(), compared("edges"), flipped(), mixed(), paired_runs()]
+    return [
+        *found,
+        truncated(),
+        truncated_both(),
+        drifted(),
+        mapped(),
+        aligned(),
+        aligned_in_training(),
+        salient(),
+        tuned(),
+    ]

@@ -17,12 +17,15 @@ from workbench.tasks import make_task
 SMALL = {
     "ablation": {"sets": "one=L0H1; two=L0H0,L1H3", "draws": 2},
     "dormant_heads": {"length": 12, "sequences": 4, "draws": 20, "batch": 2},
+    "embedding": {"length": 12, "sequences": 4, "batch": 1},
     "edge_attribution": {"steps": 2, "exact": 12, "batch": 4},
     "expert_ablation": {"length": 8, "sequences": 2, "draws": 20},
     "expert_drift": {"steps": 4, "examples": 24, "batch": 8},
     "expert_similarity": {"length": 8, "sequences": 2, "tokens": 8},
     "expert_truncation": {"draws": 5},
     "faithfulness": {"steps": 1, "draws": 1, "batch": 4},
+    "flips": {"batch": 4},
+    "gradient_alignment": {"tasks": "ioi", "batches": 4},
     "head_patching": {"draws": 20},
     "head_roles": {"batch": 4},
     "massive_activations": {"length": 12, "sequences": 4, "ratio": 3.0, "threshold": 0.0, "draws": 1, "batch": 1},
@@ -36,6 +39,7 @@ SMALL = {
     "sink_aware_patching": {"draws": 20},
     "sink_directions": {"length": 12, "sequences": 6, "batch": 1, "cosine": 0.35, "kind": "any"},
     "sink_scores": {"length": 12, "sequences": 4, "batch": 1},
+    "task_saliency": {"tasks": "ioi", "batch": 2, "draws": 20},
 }
 SHOWN_ON = {"head_roles": "ioi"}  # where subject_verb does not show all that it can
 ROUTED = (

@@ -55,7 +55,11 @@ def test_the_first_offer_is_about_the_primary_variable():
     sinks = ["massive_map", "dormancy", "dormancy", "parked_heads", "sink_levels", "sink_effects"]
     causal = ["expert_effects", "surgery_effects", "route_changes"]
     routes = ["expert_load", "specialisation", "routing_drift", "expert_alignment"]
-    assert first == [*early, *later, *sinks, "sink_directions_plot", "sink_emergence", "first_tokens", *causal, *routes]
+    routes += ["before_after", "circuit_changes", "flip_table", "mixture_map", "paired_differences"]
+    routes += ["truncation_curve", "truncation_curve", "expert_drift"]
+    sinks += ["sink_directions_plot", "sink_emergence", "first_tokens"]
+    gradients = ["gradient_matrix", "gradient_training", "saliency_shares"]
+    assert first == [*early, *later, *sinks, *causal, *routes, "token_map", *gradients, "training_curves"]
 
 
 def test_no_view_for_a_strange_dataset_is_said():

@@ -35,6 +35,7 @@ class Analysis:
     about: str
     paper: str
     parameters: Mapping[str, Parameter]
+    other: str = ""  # the parameter that names another model, whose weights the result depends on too
 
     def complete(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """All parameters: those given, checked, and the defaults of the others."""
@@ -44,10 +45,11 @@ class Analysis:
 ANALYSES: Registry[Analysis] = Registry("analysis")
 
 
-def analysis(*, about: str, sign: str, primary: str, paper: str = "") -> Callable[[F], F]:
+def analysis(*, about: str, sign: str, primary: str, paper: str = "", other: str = "") -> Callable[[F], F]:
     """Register `f(model, task, *, typed keywords) -> Dataset`; its results come out stamped and checked.
 
-    `sign` says how to read the numbers, `primary` names the variable a view draws first. A model whose trust card is
+    `sign` says how to read the numbers, `primary` names the variable a view draws first, `other` a parameter that takes
+    the reference of another model (empty: this one's own, without its `@...`). A model whose trust card is
     red is refused unless it was loaded with `override=True`.
     """
 
@@ -66,7 +68,7 @@ def analysis(*, about: str, sign: str, primary: str, paper: str = "") -> Callabl
             ds.attrs.setdefault("title", f"{name} of {ds.attrs['task']} in {model.reference}")
             return check(ds)
 
-        ANALYSES.add(name, Analysis(name, run, about, paper, parameters))
+        ANALYSES.add(name, Analysis(name, run, about, paper, parameters, other))
         return typing.cast(F, run)
 
     return register

@@ -45,6 +45,7 @@ PARTS = ("router", "experts", "rest")
     sign="loss_change: nats, positive = worse; experts: what is lost even with a freshly fitted router",
     primary="loss_change",
     paper="2602.01990 (SAME): expert drift = experts of a later snapshot, only the router retrained, on the first task",
+    other="later",
 )
 def expert_drift(
     model: "Model",

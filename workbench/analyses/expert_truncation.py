@@ -74,6 +74,7 @@ Changes = Mapping[int, tuple[_Change, _Change]]
     sign="loss: nats, lower is better; rank 0: every expert is the base; full rank: the model as it is",
     primary="loss",
     paper="2602.08818 (FlexMoRE): experts as a base and the truncated SVD of their difference from it, score by rank",
+    other="base",
 )
 def expert_truncation(
     model: "Model", task: Task, *, base: str = "mean", draws: int = FEWEST, batch: int = 64

@@ -100,7 +100,8 @@ def find(reference: str | os.PathLike) -> Source:
         raise ModelError("There is no model reference to load from (a live model has none); wrap the module again.")
     name, _, mark = text.partition("@")
     if name.startswith(("zoo/", "run/")):
-        return _ours(text, *name.partition(":")[::2], mark)
+        name, _, route = name.partition(":")
+        return _ours(text, name, route, mark)
     folder = Path(text).expanduser()
     if folder.is_dir():
         return Source(text, check_folder(folder.resolve()))

@@ -9,7 +9,7 @@ import xarray as xr
 from workbench import theme
 from workbench.views._base import pick
 
-HUES = (*theme.TASKS, "#f0e442", "#332288")  # eight that all eyes tell apart
+HUES = (*theme.TASKS, "#8a6fd1", "#9a9a00")  # eight that all eyes tell apart, on light and on dark pages
 SHADES = (0.0, 0.45, -0.35, 0.7, -0.6)  # towards white, or black, for the second eight and on
 
 

@@ -1,4 +1,4 @@
-"""How the tokens of a task, or of several, are spread over the experts, against an even router."""
+"""How the tokens of a task, or its weights, are spread over the experts, against an even router."""
 
 import numpy as np
 import plotly.graph_objects as go
@@ -12,6 +12,9 @@ from workbench.views._experts import tokens_of
 from workbench.views._strips import by_task, level, whiskers
 
 ENDS = ("load", "load_low", "load_high")
+OF = {"load": "of tokens", "gate": "of all weight"}
+AXIS = {"load": "share of the task's tokens", "gate": "share of all weight"}
+CHANCE = {"load": "by chance", "gate": "weights renamed at random"}
 
 
 @view(
@@ -20,47 +23,57 @@ ENDS = ("load", "load_low", "load_high")
     about="Share of tokens each expert gets: a layer x expert map a task, or one layer's bars, and the even line.",
 )
 def expert_load(ds: xr.Dataset, layer: int | None = None) -> go.Figure:
-    """All layers as a map (one panel a task), or one `layer` as bars with 95 % intervals, a colour a task."""
-    even = float(ds["load_null"].max())  # of results that were joined, which have one each
-    figure = _maps(ds, even) if layer is None else _bars(pick(ds, layer=layer), layer, even)
+    """All layers as a map (one panel a task), or one `layer` as bars with 95 % intervals, a colour a task.
+
+    Where every token goes to all experts (the attribute `dense`), shares of weight are drawn in place of loads.
+    """
+    name = "gate" if ds.attrs.get("dense") and "gate_null" in ds else "load"
+    even = float(ds[f"{name}_null"].max())  # of results that were joined, which have one each
+    figure = _maps(ds, name, even) if layer is None else _bars(pick(ds, layer=layer), name, layer, even)
     where = "of every layer" if layer is None else f"of layer {layer}"
     said = [tokens_of(ds), f"an even router: {even:.3f}"]
-    if "load_null_low" in ds:
-        low, high = float(ds["load_null_low"].min()), float(ds["load_null_high"].max())
-        said.append(f"by chance {low:.3f} to {high:.3f}")
+    if f"{name}_null_low" in ds:
+        null = pick(ds, layer=layer) if layer is not None else ds
+        low, high = float(null[f"{name}_null_low"].min()), float(null[f"{name}_null_high"].max())
+        said.append(f"{CHANCE[name]} {low:.3f} to {high:.3f}")
     whose = ds.attrs["title"] if "task" in ds.dims else f"{ds.attrs['task']}, {ds.attrs['model']}"
-    title = f"Tokens that go to each expert {where}: {whose}"
+    what = "Tokens that go to each expert" if name == "load" else "Weight that each expert gets"
+    title = f"{what} {where}: {whose}"
     room = 20 if layer is None and "task" in ds.dims else 0
     figure.update_layout(**heading(ds, title, " · ".join(said), room=room, height=400))
     return figure
 
 
-def _hover(part: xr.Dataset, layer: int) -> list[str]:
-    load, low, high = (only(part, name, "expert").values for name in ENDS)
-    rows = zip(part["expert"].values, load, low, high, strict=True)
-    return [f"{expert_name(layer, int(e))}: {v:.3f} of tokens ({a:.3f} to {b:.3f})" for e, v, a, b in rows]
+def _hover(part: xr.Dataset, name: str, layer: int) -> list[str]:
+    rows = zip(part["expert"].values, *_with_ends(part, name), strict=True)
+    return [f"{expert_name(layer, int(e))}: {v:.3f} {OF[name]} ({a:.3f} to {b:.3f})" for e, v, a, b in rows]
 
 
-def _maps(ds: xr.Dataset, even: float) -> go.Figure:
-    """A map a task; white is an even router's load."""
+def _with_ends(part: xr.Dataset, name: str) -> list[np.ndarray]:
+    """A measure of each expert and the ends of its interval."""
+    return [only(part, f"{name}{end}", "expert").values for end in ("", "_low", "_high")]
+
+
+def _maps(ds: xr.Dataset, name: str, even: float) -> go.Figure:
+    """A map a task; white is an even router's share."""
     parts = by_task(ds)
     titles = [theme.plain(task) for task in parts] if "task" in ds.dims else None
     figure = make_subplots(cols=len(parts), shared_yaxes=True, horizontal_spacing=0.02, subplot_titles=titles)
     figure.update_annotations(font_size=12)
-    most = max(float(ds["load"].max()), 2 * even)
+    most = max(float(ds[name].max()), 2 * even)
     for column, part in enumerate(parts.values(), 1):
         layers = [int(layer) for layer in part["layer"].values]
         figure.add_heatmap(
             x=part["expert"].values,
             y=layers,
-            z=only(part, "load", "layer", "expert").values,
-            text=[_hover(pick(part, layer=layer), layer) for layer in layers],
+            z=only(part, name, "layer", "expert").values,
+            text=[_hover(pick(part, layer=layer), name, layer) for layer in layers],
             hovertemplate="%{text}<extra></extra>",
             colorscale=_around(even / most),
             zmin=0,
             zmax=most,
             showscale=column == 1,
-            colorbar={"title": {"text": "load"}, "thickness": 14},
+            colorbar={"title": {"text": name}, "thickness": 14},
             xgap=1,
             ygap=1,
             row=1,
@@ -78,22 +91,22 @@ def _around(middle: float) -> list[list]:
     return [[stop, hue] for stop, (_, hue) in zip(stops, theme.DIVERGING, strict=True)]
 
 
-def _bars(ds: xr.Dataset, layer: int, even: float) -> go.Figure:
+def _bars(ds: xr.Dataset, name: str, layer: int, even: float) -> go.Figure:
     """A bar an expert and task, with its interval, and the even line."""
     figure = go.Figure()
     for index, (task, part) in enumerate(by_task(ds).items()):
-        load, low, high = (only(part, name, "expert").values for name in ENDS)
+        seen, low, high = _with_ends(part, name)
         figure.add_bar(
             x=part["expert"].values,
-            y=load,
+            y=seen,
             name=theme.plain(task),
             marker={"color": theme.TASKS[index % len(theme.TASKS)]},
-            error_y=whiskers(load, low, high),
-            customdata=np.array(_hover(part, layer)),
+            error_y=whiskers(seen, low, high),
+            customdata=np.array(_hover(part, name, layer)),
             hovertemplate=f"%{{customdata}}<extra>{theme.plain(task)}</extra>",
         )
     level(figure, even, f"even: {even:.3f}")
     figure.update_layout(showlegend=True, legend={"orientation": "h", "y": -0.2})
     figure.update_xaxes(title="expert", dtick=1 if ds.sizes["expert"] <= 32 else None)
-    figure.update_yaxes(title="share of the task's tokens", rangemode="tozero")
+    figure.update_yaxes(title=AXIS[name], rangemode="tozero")
     return figure

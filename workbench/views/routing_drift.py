@@ -18,6 +18,7 @@ MEASURES = {
     "divergence": "Jensen-Shannon divergence of the shares of all choices, bits",
 }
 ENDS = ("", "_low", "_high", "_null")
+VISIBLE = (0.35, 0.8)  # part of the colour scale that stands out from light and from dark pages
 
 
 @view(
@@ -28,15 +29,17 @@ ENDS = ("", "_low", "_high", "_null")
 def routing_drift(ds: xr.Dataset) -> go.Figure:
     """Three panels over the checkpoints, a line a layer with its interval; dotted in its colour: what chance gives."""
     ds, x, _, numeric = in_order(ds)
-    figure = make_subplots(rows=3, shared_xaxes=True, vertical_spacing=0.08, subplot_titles=list(MEASURES.values()))
+    first, *others = MEASURES.values()
+    titles = [f"{first} (grey: even routers, {float(ds.attrs['uniform']):.2f})", *others]
+    figure = make_subplots(rows=3, shared_xaxes=True, vertical_spacing=0.08, subplot_titles=titles)
     figure.update_annotations(font_size=13)
     layers = [int(layer) for layer in ds["layer"].values]
-    colours = sample_colorscale(theme.SEQUENTIAL, np.linspace(0, 0.9, len(layers)).tolist())
+    colours = sample_colorscale(theme.SEQUENTIAL, np.linspace(*VISIBLE, len(layers)).tolist())
     for row, name in enumerate(MEASURES, 1):
         values = [only(ds, f"{name}{end}", "checkpoint", "layer").values for end in ENDS]
         for place, layer in enumerate(layers):
             _line(figure, x, [value[:, place] for value in values], f"layer {layer}", str(colours[place]), row)
-    level(figure, float(ds.attrs["uniform"]), f"even routers: {float(ds.attrs['uniform']):.2f}")
+    level(figure, float(ds.attrs["uniform"]))
     title = f"Routing over training, against checkpoint {ds.attrs['reference']}: {ds.attrs['task']} in {model_of(ds)}"
     note = (
         f"{tokens_of(ds)} · bars: 95 % intervals over sequences; dotted: the loads alone, or experts renamed at random"
