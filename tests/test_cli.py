@@ -3,8 +3,12 @@
 import json
 import os
 import re
+import shlex
+import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,8 +19,11 @@ from workbench import cli
 from workbench.analyses import ANALYSES
 from workbench.engine import run
 from workbench.models.reference import checkpoints, zoo_names
+from workbench.runs import Run, accuracy
+from workbench.spec import Spec, read_spec
 from workbench.store import load
 from workbench.tasks import TASKS, Task, make_task
+from workbench.tuning import estimate, tune
 
 QUICK = {"head_patching": {"draws": 10}, "sink_scores": {"length": 12, "sequences": 3}, "attention": {"prompt": 2}}
 SUMMARY = {"title", "primary", "dims", "largest", "seconds", "file"}
@@ -194,8 +201,6 @@ def test_a_value_that_cannot_be_is_one_line_with_the_way_out(flag, value, expect
 
 
 def test_a_port_in_use_is_named(fails):
-    import socket
-
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -287,3 +292,149 @@ def test_the_table_of_papers_is_what_the_registries_say(capsys):
     assert (Path(__file__).parent.parent / "docs" / "papers.md").read_text() == table
     rows = [line.split(" | ")[0].removeprefix("| ") for line in table.splitlines()[2:]]
     assert rows == [name for name, thing in (*TASKS.items(), *ANALYSES.items()) if thing.paper]
+
+
+@pytest.fixture
+def written(gpt2: str, tmp_path: Path) -> Callable[..., Path]:
+    """`written(steps=...)`: the path of a YAML file that asks for a small fine-tune."""
+
+    def write(**changes: object) -> Path:
+        lines = {"model": gpt2, "tasks": "[ioi, subject_verb]", "steps": 6, "batch": 6, "examples": 24, "held": 8}
+        lines |= {"checkpoint": 3, "device": "cpu", "options": "{r: 2}", **changes}
+        path = tmp_path / "spec.yaml"
+        path.write_text("".join(f"{name}: {value}\n" for name, value in lines.items()))
+        return path
+
+    return write
+
+
+def apart(spec: Spec, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict]:
+    """The log of the same fine-tune in a home of its own, without times."""
+    with monkeypatch.context() as patch:
+        patch.setenv("WORKBENCH_HOME", str(folder))
+        return untimed(tune(spec))
+
+
+def untimed(run: Run) -> list[dict]:
+    return [{key: value for key, value in record.items() if key != "seconds"} for record in run.records]
+
+
+def test_tune_does_what_the_function_does_with_settings_changed(written, tmp_path, monkeypatch, capsys):
+    path = written()
+    changed = ["--set", "steps=4", "--set", "options.r=3", "--set", "tasks=[ioi, {name: greater_than, weight: 2}]"]
+    assert cli.main(["tune", str(path), *changed, "--json"]) == 0
+    tasks = ["ioi", {"name": "greater_than", "weight": 2}]
+    spec = read_spec(path, {"steps": 4, "options": {"r": 3}, "tasks": tasks})
+    run, said = Run(spec.name), json.loads(capsys.readouterr().out)
+    assert untimed(run) == apart(spec, tmp_path / "apart", monkeypatch)
+    assert said == {
+        **{"run": run.reference, "folder": str(run.folder), "state": "finished", "done": 4, "of": 4, "error": ""},
+        "accuracy": accuracy(run.records),
+    }
+    right = [task["right"] / task["n"] for task in run.records[-1]["tasks"]]
+    assert said["accuracy"] == sum(right) / 2
+    assert cli.main(["tune", str(path), *changed]) == 0
+    assert f"workbench run head_patching --model {run.reference} --task ioi" in capsys.readouterr().out
+
+
+def test_runs_lists_them_with_state_steps_and_accuracy(written, capsys):
+    assert cli.main(["runs"]) == 0 and capsys.readouterr().out == "There are no runs yet.\n"
+    path = written(steps=2)
+    assert cli.main(["tune", str(path), "--json"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    (Run("broken").folder).mkdir(parents=True)
+    (Run("broken").folder / "spec.json").write_text("{")
+    assert cli.main(["runs", "--json"]) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    name, spec = made["run"].removeprefix("run/"), read_spec(path)
+    assert rows[name] == {
+        **{"name": name, "state": "finished", "done": 2, "of": 2, "error": "", "accuracy": made["accuracy"]},
+        **{"tasks": spec.titles, "model": spec.model},
+    }
+    assert rows["broken"]["state"] == "damaged" and "is damaged" in rows["broken"]["error"]
+    assert cli.main(["runs"]) == 0
+    shown = f"run/{name}  finished, 2 of 2 steps, {made['accuracy']:.0%} of the held-out rows right"
+    assert f"{shown}  [ioi, subject_verb from {spec.model}]" in capsys.readouterr().out.splitlines()
+
+
+def test_an_estimate_starts_nothing(written, home, capsys):
+    assert cli.main(["tune", str(written()), "--estimate", "--json"]) == 0
+    said, found = json.loads(capsys.readouterr().out), estimate(written())
+    same = ("memory", "parameters", "trained")
+    assert {name: said[name] for name in same} == {name: getattr(found, name) for name in same}
+    assert cli.main(["tune", str(written()), "--estimate"]) == 0
+    assert f"{found.trained:,} of {found.parameters:,} parameters trained" in capsys.readouterr().out
+    assert not (home / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ("stepz=4", "A tune has no setting 'stepz'; it has: model, tasks, method,"),
+        ("steps=many", "steps is 'many'; it must be a whole number."),
+        ("steps.x=4", "'steps' has no parts, so 'steps.x' cannot be set; set 'steps' itself."),
+        ("options.rank=4", "Method 'lora' has no parameter 'rank'; it has: r, alpha, dropout, dora."),
+        ("steps", "--set is 'steps'; write name=value, such as steps=400."),
+        ("tasks=[ioi", "The value in --set 'tasks=[ioi' is not YAML; quote it, or write it as in the file."),
+        ("batch=1", "batch is 1, but there are 2 tasks; give each at least one row."),
+    ],
+)
+def test_a_wrong_setting_is_one_line_with_the_way_out(change, expected, written, fails):
+    assert expected in fails("tune", str(written()), "--set", change)
+
+
+def test_a_spec_that_is_not_there_is_named(fails):
+    assert "There is no file '/no/where.yaml'" in fails("tune", "/no/where.yaml")
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_a_checkpoint_from_which_the_same_command_goes_on(
+    sent, code, written, tmp_path, monkeypatch, capsys
+):
+    path = written(steps=150, checkpoint=60)
+    spec = read_spec(path, {"seed": 1})
+    run, command = Run(spec.name), ["tune", str(path), "--set=seed=1"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "workbench.cli", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        end = time.monotonic() + 120
+        while not any(record["step"] > 2 for record in run.records):
+            assert time.monotonic() < end and process.poll() is None, process.communicate()
+            time.sleep(0.005)
+        process.send_signal(sent)
+        out, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    done = run.status["done"]
+    assert process.returncode == code and run.status["state"] == "paused" and 2 < done < 150
+    assert run.checkpoints[-1] == done and f"paused, {done} of 150 steps" in out
+    assert (
+        err.splitlines()[-1] == f"workbench: Stopped; a checkpoint is kept. To go on: workbench {shlex.join(command)}"
+    )
+    assert cli.main(command) == 0
+    again = [record for record in untimed(run) if record["kind"] == "step" or record["step"] != done]
+    assert again == apart(spec, tmp_path / "apart", monkeypatch)
+
+
+def test_two_processes_of_accelerate_give_what_one_gives(written, tmp_path, monkeypatch):
+    path = written(batch=10, learning_rate=0.01)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    launch = ["--cpu", "--num_processes=2", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
+    launch += [f"--main_process_port={port}", "-m", "workbench.cli", "tune", str(path), "--json"]
+    command = [sys.executable, "-m", "accelerate.commands.launch", *launch]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    said, run = json.loads(done.stdout), Run(read_spec(path).name)
+    assert said["state"] == "finished" and said["done"] == 6 and said["run"] == run.reference
+    found, expected = untimed(run), apart(read_spec(path), tmp_path / "apart", monkeypatch)
+    assert [(r["kind"], r["step"]) for r in found] == [(r["kind"], r["step"]) for r in expected]
+    for one, other in zip(found, expected, strict=True):
+        if one["kind"] == "step":
+            assert one["losses"] == pytest.approx(other["losses"], rel=1e-4)
+            assert one["norm"] == pytest.approx(other["norm"], rel=1e-3)
+        else:
+            losses = ([task["loss"] for task in record["tasks"]] for record in (one, other))
+            assert next(losses) == pytest.approx(next(losses), rel=1e-4)

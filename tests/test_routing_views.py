@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent / "contracts"))
 
 import synthetic
 
+from widgets.token_map.palette import luminance
 from workbench.models.expert_names import expert_name, parse_expert
 from workbench.registry import WorkbenchError
 from workbench.views import ViewError, compatible, show
@@ -92,6 +93,31 @@ def test_load_bars_have_their_intervals_and_the_even_line():
         np.testing.assert_allclose(bar.y + bar.error_y.array, at["load_high"])
         np.testing.assert_allclose(bar.y - bar.error_y.arrayminus, at["load_low"])
     assert [shape.y0 for shape in figure.layout.shapes] == [pytest.approx(2 / 3)]
+
+
+def test_where_every_token_goes_to_all_experts_shares_of_weight_are_drawn():
+    ds = synthetic.routed()
+    weights = np.array([[0.5, 0.3, 0.2], [0.1, 0.3, 0.6]])
+    for end, change in (("", 0.0), ("_low", -0.05), ("_high", 0.05)):
+        ds = ds.assign({f"gate{end}": (("layer", "expert"), weights + change), f"load{end}": ds["load"] * 0 + 1})
+    ds = ds.assign(gate_null=1 / 3, gate_null_low=("layer", [0.3, 0.31]), gate_null_high=("layer", [0.35, 0.36]))
+    ds.attrs["dense"] = 1
+    figure = show(ds, "expert_load")
+    np.testing.assert_allclose(figure.data[0].z, weights)
+    assert "weights renamed at random 0.300 to 0.360" in figure.layout.title.text
+    assert figure.data[0].text[1][2] == "L3E2: 0.600 of all weight (0.550 to 0.650)"
+    bars = show(ds, "expert_load", layer=3)
+    np.testing.assert_allclose(bars.data[0].y, weights[1])
+    assert bars.layout.shapes[0].y0 == pytest.approx(1 / 3)
+    assert "0.310 to 0.360" in bars.layout.title.text and bars.layout.yaxis.title.text == "share of all weight"
+
+
+def test_colours_of_experts_and_of_layers_stand_out_from_light_and_dark_pages():
+    drawn = [line.line.color for line in show(synthetic.drifting(), "routing_drift").data]
+    for text in (*HUES, *drawn):
+        parts = [int(part) for part in text[4:-1].split(",")] if text.startswith("rgb") else bytes.fromhex(text[1:])
+        light = luminance(*(part / 255 for part in parts))
+        assert (light + 0.05) / (luminance(*[0x12 / 255] * 3) + 0.05) > 2.5 and 1.05 / (light + 0.05) > 1.8, text
 
 
 def test_a_flow_carries_each_tasks_loads_and_is_grey_where_they_are_not_more_than_even():

@@ -47,8 +47,8 @@ def test_the_address_carries_all_of_the_session():
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *(("n", 7), ("n", 1025), ("top", 0), ("top", 1.1), ("page", 3), ("seed", -1), ("sink", 7), ("length", 2)),
-        *(("route", 7), ("layer", -2)),
+        *(("n", 7), ("n", 1025), ("top", 0), ("top", 1.1), ("page", 5), ("seed", -1), ("sink", 7), ("length", 2)),
+        *(("route", 8), ("gradient", 5), ("layer", -2)),
     ],
 )
 def test_a_value_out_of_bounds_is_refused(name, value):
@@ -89,7 +89,7 @@ class Event:
 @pytest.fixture
 def job(monkeypatch):
     monkeypatch.setattr("distributed.Event", Event)
-    return engine.Job("job", Client(), {"analysis": "a"})
+    return engine.Job("job", Client(), engine.execute, {"analysis": "a"})
 
 
 def test_a_job_is_cancelled_when_the_last_one_leaves(job):

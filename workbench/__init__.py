@@ -38,7 +38,7 @@ from workbench.analyses import (
     task_routing,
     top_changes,
 )
-from workbench.engine import rerun, run, submit
+from workbench.engine import rerun, run, submit, submit_tune
 from workbench.experiments import paired
 from workbench.methods import METHODS
 from workbench.mixtures import mixture_study, study_cost
@@ -79,6 +79,7 @@ __all__ = [
     "show",
     "study_cost",
     "submit",
+    "submit_tune",
     "task",
     "task_list",
     "task_routing",

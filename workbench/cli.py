@@ -1,14 +1,17 @@
-"""The command line: `workbench run | app | models | tasks | check`, its flags derived from the registries.
+"""The command line: `workbench run | tune | runs | app | models | tasks | check`, its flags from the registries.
 
 Exit codes: 0 done, 1 something a person can mend (one sentence on stderr), 2 a wrong command line, 3 a red trust card,
-130 interrupted.
+130 interrupted, 143 asked to end.
 """
 
 import argparse
+import contextlib
 import json
 import os
+import shlex
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +21,13 @@ from workbench.analyses import ANALYSES
 from workbench.engine import run
 from workbench.models.reference import checkpoints, zoo_names
 from workbench.parameters import Parameter
+from workbench.progress import reporting
 from workbench.registry import WorkbenchError
+from workbench.runs import Run, accuracy, run_names
+from workbench.spec import Spec, SpecError, read_spec
 from workbench.store import StoreError, save
 from workbench.tasks import TASKS, Task, make_task
+from workbench.tuning import estimate, tune
 
 FAILED, RED, INTERRUPTED = 1, 3, 130
 
@@ -46,9 +53,11 @@ def parser() -> argparse.ArgumentParser:
     )
     for name, analysis in ANALYSES.items():
         _add_analysis(analyses.add_parser(name, help=analysis.about, description=analysis.about), name)
+    _add_tune(commands.add_parser("tune", help="fine-tune a model on several tasks, or go on where it stopped"))
     models = commands.add_parser("models", help="list the shipped models")
     tasks = commands.add_parser("tasks", help="list the tasks and their corruptions")
-    for command, function in ((models, _models), (tasks, _tasks)):
+    runs = commands.add_parser("runs", help="list the fine-tunes on this machine")
+    for command, function in ((models, _models), (tasks, _tasks), (runs, _runs)):
         command.add_argument("--json", action="store_true", help="print JSON")
         command.set_defaults(command=function)
     papers = commands.add_parser("papers", help="print which paper each task and analysis implements, as Markdown")
@@ -78,6 +87,20 @@ def _add_analysis(command: argparse.ArgumentParser, name: str) -> None:
     for parameter in ANALYSES[name].parameters.values():
         _add_parameter(command, parameter)
     command.set_defaults(command=_run, analysis=name)
+
+
+def _add_tune(command: argparse.ArgumentParser) -> None:
+    command.add_argument("spec", type=Path, help="a .yaml or .json file with the tune's settings")
+    command.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a setting to have instead, its value as in YAML; options.r=4 sets a part of one (may be repeated)",
+    )
+    command.add_argument("--estimate", action="store_true", help="only say what it would take")
+    command.add_argument("--json", action="store_true", help="print JSON")
+    command.set_defaults(command=_tune)
 
 
 def _add_loading(command: argparse.ArgumentParser) -> None:
@@ -140,6 +163,133 @@ def _task(options: argparse.Namespace) -> Task:
     if Path(options.task).suffix in (".jsonl", ".ndjson", ".csv"):
         return Task.from_records(options.task, name=Path(options.task).stem)
     return make_task(options.task, n=options.n, seed=options.seed, corruption=options.corruption)
+
+
+def _tune(options: argparse.Namespace) -> int:
+    spec = read_spec(options.spec, _settings(options.set))
+    if options.estimate:
+        return _estimate(spec, options.json)
+    first = os.environ.get("RANK", "0") == "0"  # of the processes that accelerate launched, the one that speaks
+    with _asked_to_end() as asked, _bar(spec, shown=first) as bar, reporting(asked.unless(bar)):
+        run = tune(spec)
+    if first:
+        status = run.status
+        found = {"run": run.reference, "folder": str(run.folder), **status, "accuracy": accuracy(run.records)}
+        _print(found if options.json else _where(found, spec), options.json)
+    if asked.signal and run.status["state"] != "finished":
+        if first:
+            again = shlex.join(["workbench", "tune", str(options.spec), *(f"--set={text}" for text in options.set)])
+            print(f"workbench: Stopped; a checkpoint is kept. To go on: {again}", file=sys.stderr)
+        return 128 + asked.signal
+    return 0
+
+
+def _settings(texts: Sequence[str]) -> dict[str, Any]:
+    import yaml
+
+    found = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise SpecError(f"--set is {text!r}; write name=value, such as steps=400.")
+        try:
+            found[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise SpecError(f"The value in --set {text!r} is not YAML; quote it, or write it as in the file.") from None
+    return found
+
+
+def _estimate(spec: Spec, as_json: bool) -> int:
+    found = estimate(spec)
+    text = (
+        f"{found.memory / 2**30:.2f} GiB of the {found.free / 2**30:.1f} GiB that are free; about "
+        f"{found.seconds:.0f} s for {spec.steps} steps; {found.trained:,} of {found.parameters:,} parameters trained"
+    )
+    numbers = {name: getattr(found, name) for name in ("memory", "free", "seconds", "parameters", "trained")}
+    _print(numbers if as_json else text, as_json)
+    return 0
+
+
+def _where(found: dict[str, Any], spec: Spec) -> str:
+    task = next((entry["name"] for entry in spec.tasks if "rows" not in entry), "TASK")
+    return (
+        f"{found['run']}: {found['state']}, {found['done']} of {found['of']} steps{_share(found['accuracy'])}\n"
+        f"kept in {found['folder']}\nto trace it: workbench run head_patching --model {found['run']} --task {task}"
+    )
+
+
+def _share(right: float | None) -> str:
+    return "" if right is None else f", {right:.0%} of the held-out rows right"
+
+
+class _Asked:
+    """The signal that asked to end, if one did."""
+
+    def __init__(self) -> None:
+        self.signal, self._looking = 0, False
+
+    def hear(self, number: int, _: Any) -> None:
+        """Remember the first signal; before there is a step to finish, and at a second Ctrl-C, end at once."""
+        if number == signal.SIGINT and (self.signal or not self._looking):
+            raise KeyboardInterrupt
+        self.signal = self.signal or number
+
+    def unless(self, bar: Any) -> Any:
+        """A report that moves the bar and goes on unless asked to end; of several processes, unless one of them was."""
+
+        def report(what: str, done: int, of: int) -> bool:
+            self._looking = True
+            bar.update(bar.total - of + done - bar.n)  # a run that goes on has done some before
+            if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+                from accelerate.utils import gather_object
+
+                self.signal = max(gather_object([self.signal]))
+            return not self.signal
+
+        return report
+
+
+@contextlib.contextmanager
+def _asked_to_end() -> Iterator[_Asked]:
+    """Within it, Ctrl-C and SIGTERM (of a scheduler that is about to kill) wait for the present step."""
+    asked, before = _Asked(), {}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before[number] = signal.signal(number, asked.hear)
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _bar(spec: Spec, *, shown: bool) -> Iterator[Any]:
+    """A progress bar on stderr, where that is a terminal."""
+    from tqdm import tqdm
+
+    with tqdm(total=spec.steps, desc=f"tuning {spec.name}", disable=None if shown else True) as bar:
+        yield bar
+
+
+def _runs(options: argparse.Namespace) -> int:
+    rows = [_row(name) for name in run_names()]
+    lines = [
+        f"run/{row['name']}  {row['state']}, {row['done']} of {row['of']} steps{_share(row['accuracy'])}"
+        f"  [{', '.join(row['tasks'])} from {row['model']}]"
+        for row in rows
+    ]
+    _print(rows if options.json else "\n".join(lines) or "There are no runs yet.", options.json)
+    return 0
+
+
+def _row(name: str) -> dict[str, Any]:
+    run = Run(name)
+    try:
+        spec, status = run.spec, {"of": 0, "error": "", **run.status}
+    except WorkbenchError as error:
+        status = {"state": "damaged", "done": 0, "of": 0, "error": str(error)}
+        return {"name": name, **status, "accuracy": None, "tasks": [], "model": "?"}
+    return {"name": name, **status, "accuracy": accuracy(run.records), "tasks": spec.titles, "model": spec.model}
 
 
 def _models(options: argparse.Namespace) -> int:

@@ -7,7 +7,8 @@ from workbench.registry import WorkbenchError
 
 URL = (
     *("model", "checkpoint", "task_a", "corruption_a", "task_b", "corruption_b", "n", "seed", "top", "head", "prompt"),
-    *("query", "page", "part", "sink", "route", "layer", "surgery", "length", "edges"),
+    *("query", "page", "part", "sink", "route", "layer", "surgery", "tune", "run", "length", "edges"),
+    *("gradient", "others"),
 )
 
 
@@ -26,14 +27,22 @@ class Session(param.Parameterized):
     head = param.String("", doc="Selected head, like L2H3; empty for none.")
     prompt = param.Integer(0, bounds=(0, 31), doc="Prompt (or sequence) shown in detail.")
     query = param.Integer(-1, bounds=(-1, None), doc="Selected query token; -1 for the last.")
-    page = param.Integer(0, bounds=(0, 2), doc="Open page: 0 circuits, 1 sinks, 2 routing.")
+    page = param.Integer(0, bounds=(0, 4), doc="Open page: 0 circuits, 1 sinks, 2 routing, 3 gradients, 4 tune.")
     part = param.Integer(0, bounds=(0, 5), doc="Open part of the circuits: heads, paths, edges, reuse, roles, repair.")
     sink = param.Integer(
         0, bounds=(0, 6), doc="Open part of the sinks: scores, secondary, test, massive, dormant, reuse, viewer."
     )
     route = param.Integer(
-        0, bounds=(0, 6), doc="Open part of the routing: load, tasks, together, special, training, causal, surgery."
+        0,
+        bounds=(0, 7),
+        doc="Open part of the routing: load, tasks, together, special, training, causal, surgery, map.",
     )
+    gradient = param.Integer(
+        0, bounds=(0, 4), doc="Open part of the gradients: tasks, layers, heads, training, saliency."
+    )
+    others = param.String("", doc="Further tasks of gradients and of the map of tokens, by name, with commas between.")
+    tune = param.Integer(0, bounds=(0, 2), doc="Open part of tuning: new run, runs, changes.")
+    run = param.String("", doc="Name of the fine-tune whose curves are shown.")
     layer = param.Integer(-1, bounds=(-1, None), doc="Layer of routers shown in detail; -1 for the last.")
     surgery = param.String("", doc="Edits of routing, like L2E5=mute; L1E3=force@S2.")
     length = param.Integer(64, bounds=(3, None), doc="Tokens in a sequence of running text.")

@@ -18,7 +18,8 @@ MODEL, N, LENGTH, EDIT = "zoo/tasks-moe", 8, 32, "L1E2=mute@END"
 # Prompts of one length are measured fastest.
 PAIR = {"model": MODEL, "n": N, "task_a": "greater_than", "corruption_a": "year_01", "task_b": "induction"}
 ADDRESS = {**PAIR, "page": 2, "length": LENGTH}
-DRAWN = {"Load": 2, "Tasks": 3, "Together": 3, "Specialisation": 2, "Training": 1, "Causal": 2, "Surgery": 1}  # figures
+# Figures of each part.
+DRAWN = {"Load": 2, "Tasks": 3, "Together": 3, "Specialisation": 2, "Training": 1, "Causal": 2, "Surgery": 1, "Map": 1}
 WORDS = ".MuiTypography-root, .MuiAlert-message span, .MuiFormHelperText-root, .bk-panel-models-markup-HTML td"
 FIGURES = ".gtitle, .annotation-text, .xtick text, .ytick text, .legendtext"
 TEXTS = ", ".join(f"{selector}:visible" for selector in f"{WORDS}, {FIGURES}".split(", "))

@@ -9,11 +9,13 @@ import panel_material_ui as pmui
 import xarray as xr
 
 from workbench.app.circuits import CircuitsPage
+from workbench.app.gradients import GradientsPage
 from workbench.app.parts import Note, Theme
 from workbench.app.routing import RoutingPage
 from workbench.app.runner import Runner
-from workbench.app.sidebar import Sidebar, offered_models
+from workbench.app.sidebar import Sidebar, offered_models, offered_runs
 from workbench.app.sinks import SinksPage
+from workbench.app.tune import TunePage
 from workbench.models.card import Card
 from workbench.models.heads import parse_head
 from workbench.models.reference import checkpoints
@@ -21,7 +23,13 @@ from workbench.registry import WorkbenchError
 from workbench.session import URL, Session
 from workbench.tasks import TASKS
 
-PAGES = {"Circuits": CircuitsPage, "Sinks": SinksPage, "Routing": RoutingPage}
+PAGES = {
+    "Circuits": CircuitsPage,
+    "Sinks": SinksPage,
+    "Routing": RoutingPage,
+    "Gradients": GradientsPage,
+    "Tune": TunePage,
+}
 
 
 def build() -> pmui.Page:
@@ -60,6 +68,7 @@ def build() -> pmui.Page:
 
     for each in pages.values():
         each.hear(told)
+    sidebar.on_tune = pages["Tune"].start_here
 
     async def start() -> None:
         if pn.state.location is not None:
@@ -111,12 +120,14 @@ def _value(session: Session, name: str, text: str, models: list[str]) -> Any:
     """
     value = type(session.param[name].default)(text)
     known = {
-        "model": models,
+        "model": [*models, *offered_runs()],
         "checkpoint": ["final", *map(str, checkpoints(session.model))],
         **{f"task_{letter}": list(TASKS) for letter in "ab"},
         **{f"corruption_{letter}": TASKS[getattr(session, f"task_{letter}")].corruptions for letter in "ab"},
     }
     if name in known and value not in known[name]:
+        raise ValueError(text)
+    if name == "others" and not set(filter(None, value.split(","))) <= set(TASKS):
         raise ValueError(text)
     if name == "head" and value:
         parse_head(value)

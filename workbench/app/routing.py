@@ -1,4 +1,4 @@
-"""The Routing page: loads, tasks, experts together, specialisation, training, what experts do, surgery."""
+"""The Routing page: loads, tasks, experts together, specialisation, training, what experts do, surgery, map."""
 
 from typing import Any
 
@@ -8,6 +8,7 @@ import panel_material_ui as pmui
 from workbench.app.parts import Theme
 from workbench.app.routing_causal import ExpertsPart
 from workbench.app.routing_load import LoadPart
+from workbench.app.routing_map import MapPart
 from workbench.app.routing_special import SpecialPart
 from workbench.app.routing_surgery import SurgeryPart
 from workbench.app.routing_tasks import TasksPart
@@ -26,6 +27,7 @@ PARTS: dict[str, Part] = {
     "Training": TrainingPart,
     "Causal": ExpertsPart,
     "Surgery": SurgeryPart,
+    "Map": MapPart,
 }
 
 

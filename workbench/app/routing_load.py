@@ -131,6 +131,8 @@ def _mean(at: xr.Dataset, name: str) -> str:
 def summary(results: list[xr.Dataset]) -> str:
     """Which expert gets most of each task, and how far from even the least even layer is."""
     first, parts = results[0], []
+    if first.attrs.get("dense"):
+        return _weighed(results)
     for ds in results:
         most = ds["load"].argmax(["layer", "expert"])
         layer, expert = int(ds["layer"][most["layer"]]), int(ds["expert"][most["expert"]])
@@ -145,4 +147,20 @@ def summary(results: list[xr.Dataset]) -> str:
         f"In {first.attrs['model']} each token goes to {first.attrs['k']} of {first.attrs['experts']} experts a layer. "
         f"{'; '.join(parts)}. An even router gives each expert {even:.0%} of the tokens ({low:.1%} to {high:.1%} by "
         f"chance, {first.attrs['tokens']} tokens)."
+    )
+
+
+def _weighed(results: list[xr.Dataset]) -> str:
+    """Which expert has most weight in each task where every token goes to all, beside weights renamed at random."""
+    first, parts = results[0], []
+    for ds in results:
+        most = ds["gate"].argmax(["layer", "expert"])
+        at = ds.isel(most)
+        value, low, high = (float(at[name]) for name in ("gate", "gate_null_low", "gate_null_high"))
+        name = expert_name(int(at["layer"]), int(at["expert"]))
+        parts.append(f"{name} gets most weight in {ds.attrs['task']} ({value:.0%}; renamed {low:.1%} to {high:.1%})")
+    return (
+        f"In {first.attrs['model']} each token goes to all {first.attrs['experts']} experts of a layer, so that only "
+        f"their weights differ. {'; '.join(parts)}. Even weights would be {float(first['gate_null']):.0%}; the range "
+        f"is that of weights renamed at random, {first.attrs['tokens']} tokens."
     )

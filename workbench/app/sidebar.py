@@ -1,5 +1,7 @@
 """The sidebar: what is traced (model, tasks, sizes), how far the work is, and the model's trust card."""
 
+import contextlib
+from collections.abc import Awaitable, Callable
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -8,9 +10,11 @@ import panel as pn
 import panel_material_ui as pmui
 
 from workbench.app.runner import Runner
+from workbench.methods import METHODS
 from workbench.models.card import MARKS, Card
-from workbench.models.reference import checkpoints, find, zoo_names
+from workbench.models.reference import checkpoints, find, run_names, zoo_names
 from workbench.registry import WorkbenchError
+from workbench.runs import Run
 from workbench.session import Session
 from workbench.tasks import TASKS
 
@@ -23,7 +27,8 @@ class Sidebar(pn.viewable.Viewer):
 
     def __init__(self, session: Session, runner: Runner, models: list[str]) -> None:
         super().__init__()
-        self._session, self._runner = session, runner
+        self._session, self._runner, self._models = session, runner, models
+        self.on_tune: Callable[[], Awaitable[None]] | None = None
         wide = {"sizing_mode": "stretch_width", "size": "small"}
         p = session.param
         self._model = pmui.Select(label="Model", options=models, value=session.model, **wide)
@@ -41,16 +46,27 @@ class Sidebar(pn.viewable.Viewer):
         self._top = pmui.FloatSlider.from_param(
             p.top, start=0.01, end=0.5, step=0.005, format="0.0%", label="Circuit size, share of heads", **wide
         )
+        self._tune = pmui.Button(
+            label="Fine-tune this model on these tasks",
+            variant="outlined",
+            size="small",
+            sizing_mode="stretch_width",
+            on_click=self._start_tune,
+        )
         self.card = pn.pane.HTML("", sizing_mode="stretch_width")
+        self._offer_models()
         self._steps()
         self._model.param.watch(self._change_model, "value")
         self._checkpoint.param.watch(lambda event: session.param.update(checkpoint=event.new), "value")
+        session.param.watch(self._offer_models, ["model", "page", "run"])
+        session.param.watch(self._follow_checkpoint, "checkpoint")
 
     def __panel__(self) -> pn.viewable.Viewable:
         (task_a, corruption_a), (task_b, corruption_b) = self._pickers["a"], self._pickers["b"]
         pickers = (self._model, self._checkpoint, task_a, corruption_a, task_b, corruption_b, self._n, self._top)
         return pn.Column(
             *pickers,
+            self._tune,
             pmui.Divider(),
             self._runner,
             pmui.Divider(),
@@ -88,8 +104,42 @@ class Sidebar(pn.viewable.Viewer):
         self._checkpoint.param.update(options=steps, value=value)
 
     def _change_model(self, event: Any) -> None:
-        self._session.param.update(model=event.new, checkpoint="final")
+        if event.new and event.new != self._session.model:
+            self._session.param.update(model=event.new, checkpoint="final")
         self._steps()
+
+    def _offer_models(self, *_: Any) -> None:
+        """Offer the fine-tunes of this moment too, and show the session's model."""
+        self._model.param.update(options=[*self._models, *offered_runs()], value=self._session.model)
+        self._steps()
+
+    def _follow_checkpoint(self, event: Any) -> None:
+        if event.new != self._checkpoint.value:
+            self._steps()
+
+    async def _start_tune(self, *_: Any) -> None:
+        if self.on_tune is not None:
+            await self.on_tune()
+
+
+def offered_runs() -> list[str]:
+    """The fine-tunes that have a checkpoint, the latest first; where each task has a part of its own, by task too."""
+    found = []
+    for name in run_names():
+        try:
+            found += references(Run(name.removeprefix("run/")))
+        except WorkbenchError:
+            continue  # damaged, which the list of runs says
+    return found
+
+
+def references(run: Run) -> list[str]:
+    """By which a run's last checkpoint is loaded: as a whole, and each task's part where there are such."""
+    spec = run.spec
+    parts = [f"{run.reference}:{title}" for title in spec.titles] if METHODS[spec.method].per_task else []
+    with contextlib.suppress(WorkbenchError):  # raised where one of the parts must be chosen
+        parts.insert(0, find(run.reference).reference)
+    return parts
 
 
 def offered_models(root: str | None) -> list[str]:

@@ -50,7 +50,7 @@ def saliency_shares(ds: xr.Dataset, layer: int | None = None) -> go.Figure:
     figure.add_scatter(x=places, y=null, name="tasks shuffled", **quiet)
     figure.add_scatter(x=places, y=least, name="5 % of shuffles under", fill="tonexty", fillcolor=theme.BAND, **quiet)
     bars = whiskers(seen, np.minimum(low, seen), np.maximum(high, seen))
-    figure.add_scatter(x=places, y=seen, error_y=bars, name="entropy", line={"color": "#222222"}, row=2, col=1)
+    figure.add_scatter(x=places, y=seen, error_y=bars, name="entropy", line={"color": theme.TASKS[5]}, row=2, col=1)
     scale = "each prompt's saliency sums to 1" if ds.attrs["scale"] == "unit" else "as large as each loss makes it"
     note = f"{scale} · grey: prompts given to tasks at random · channels: {_channels(part)}"
     title = f"Saliency of tasks at the input of layer {chosen}: {model_of(ds)}"

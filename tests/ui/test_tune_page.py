@@ -1,0 +1,147 @@
+"""The Tune page, as a person starts a run, leaves, comes back, pauses, resumes, and traces what was learned."""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+
+import pytest
+from playwright.sync_api import Locator, Page, expect
+from test_app import HIDDEN_WIDTH, RESULT, SLOW, App, choose, dashboard, state, tab
+
+PAIR = {"task_a": "subject_verb", "corruption_a": "number", "task_b": "induction", "corruption_b": "swap", "n": 8}
+NEW = {"page": 4, "tune": 0, "model": "zoo/tasks", **PAIR}
+WORDS = ".MuiTypography-root, .MuiAlert-message span, .rt-list td, .rt-list th, .gtitle, .annotation-text, .legendtext"
+TEXTS = ", ".join(f"{selector}:visible" for selector in WORDS.split(", "))
+BOX = ".MuiInputBase-input"
+
+
+@pytest.fixture(scope="module")
+def app(running: Callable, tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
+    """One dashboard for all tests here."""
+    with dashboard(running, tmp_path_factory.mktemp("tune")) as started:
+        yield started
+
+
+@pytest.fixture(autouse=True)
+def no_console_errors(page: Page) -> Iterator[None]:
+    said = []
+    page.context.on("console", lambda message: message.type == "error" and said.append(message.text))
+    yield
+    assert said == []
+
+
+def fill(page: Page, field: str, text: str) -> None:
+    box = page.get_by_label(field, exact=True).locator("visible=true").first
+    box.fill(text)
+    box.press("Enter")
+
+
+def button(page: Page, name: str) -> Locator:
+    return page.get_by_role("button", name=name, exact=True).locator("visible=true")
+
+
+def row(page: Page, text: str | re.Pattern) -> Locator:
+    return page.locator(".rt-list tbody tr").filter(has_text=text)
+
+
+def curves(page: Page) -> Locator:
+    return page.locator(".js-plotly-plot:visible").filter(
+        has=page.locator(".annotation-text", has_text="Training loss")
+    )
+
+
+def readable(page: Page, unreadable: Callable, until: Callable) -> None:
+    """All words stand out from their ground, and nothing is wider than the window."""
+    until(lambda: unreadable(TEXTS) == [])
+    for scrolled in ("html", ".main-content", ".sidebar"):
+        assert page.locator(scrolled).evaluate(HIDDEN_WIDTH) <= 0, f"{scrolled} scrolls sideways"
+
+
+def test_a_run_is_started_left_found_again_paused_resumed_and_traced(
+    page: Page, app: App, unreadable: Callable, until: Callable
+) -> None:
+    page.goto(app.address(**NEW))
+    expect(page.get_by_text(re.compile("About .* for 200 steps"))).to_be_visible(timeout=SLOW)
+    button(page, "Add a task").click()
+    expect(page.get_by_role("combobox", name="Taught").locator("visible=true")).to_have_count(3)
+    for field, text in (("Steps", "5000"), ("Rows a step", "6"), ("Steps between checkpoints", "2000")):
+        fill(page, field, text)
+    expect(page.get_by_text(re.compile("About .* for 5000 steps and .* of 712,448"))).to_be_visible(timeout=SLOW)
+    readable(page, unreadable, until)
+    button(page, "Start").click()
+    curves(page).locator(".scatterlayer .trace").first.wait_for(timeout=SLOW)
+    run = state(page)["run"]
+    about = "subject_verb, induction, backcopy · lora · zoo/tasks · seed 0"
+    expect(row(page, run)).to_contain_text(about)
+    expect(row(page, run)).to_contain_text(re.compile(r"running.*\d+ / 5000.* left.*GiB.*%"))
+    expect(curves(page).locator(".legendtext")).to_have_text(["subject_verb", "induction", "backcopy"])
+    spec = json.loads((app.home / "runs" / run / "spec.json").read_text())
+    assert (spec["steps"], spec["batch"], len(spec["tasks"]), spec["held"]) == (5000, 6, 3, 8)
+
+    address = page.url
+    page.close()
+    again = page.context.new_page()
+    again.set_default_timeout(60_000)
+    again.goto(address)
+    expect(row(again, run)).to_contain_text("running", timeout=SLOW)
+    curves(again).locator(".scatterlayer .trace").first.wait_for()
+    button(again, "Pause").click()
+    expect(row(again, run)).to_contain_text("paused", timeout=SLOW)
+    status = json.loads((app.home / "runs" / run / "status.json").read_text())
+    assert status["state"] == "paused" and (app.home / f"runs/{run}/checkpoints/step_{status['done']:05d}").is_dir()
+    expect(row(again, run)).to_contain_text(f"{status['done']} / 5000")
+    button(again, "Resume").click()
+    expect(row(again, run)).to_contain_text("running", timeout=SLOW)
+    button(again, "Stop").click()
+    expect(row(again, run)).to_contain_text("stopped", timeout=SLOW)
+
+    again.set_viewport_size({"width": 1920, "height": 900})
+    again.get_by_role("button", name="Toggle theme").click()
+    expect(again.locator("body")).not_to_have_css("background-color", "rgb(255, 255, 255)")
+    button(again, "Trace again").click()
+    expect(again.get_by_text(RESULT)).to_contain_text(f"run/{run}", timeout=SLOW)
+    shown = {"model": f"run/{run}", "task_a": "subject_verb", "task_b": "induction", "n": "8", "seed": "0", "page": "0"}
+    assert state(again) | shown == state(again)
+    expect(again.get_by_role("combobox", name="Model")).to_have_text(f"run/{run}")
+    again.close()
+
+
+def test_what_stands_against_a_run_is_said_beside_the_button(page: Page, app: App) -> None:
+    page.goto(app.address(**NEW))
+    expect(button(page, "Start")).to_be_enabled()
+    fill(page, "Rows a step", "1")
+    said = page.get_by_text("batch is 1, but there are 2 tasks; give each at least one row.")
+    expect(said).to_be_visible()
+    expect(button(page, "Start")).to_be_disabled()
+    fill(page, "Rows a step", "6")
+    expect(said).to_be_hidden()
+    page.locator("input[type=file]").set_input_files(
+        {
+            "name": "mine.jsonl",
+            "mimeType": "text/plain",
+            "buffer": b'{"prompt": "the", "answer": " dog"}\n{"prompt": ""}\n',
+        }
+    )
+    expect(page.get_by_text(re.compile("mine.jsonl: line 2 needs 'prompt' and 'answer'"))).to_be_visible()
+
+
+def test_the_sidebar_starts_a_run_and_it_can_be_duplicated_with_changes(page: Page, app: App) -> None:
+    page.goto(app.address(**PAIR, seed=1))
+    page.get_by_text(RESULT).wait_for(timeout=SLOW)
+    choose(page, "Training step", "500")
+    page.get_by_role("button", name="Fine-tune this model on these tasks").click()
+    started = row(page, "subject_verb, induction · lora · zoo/tasks@500 · seed 1")
+    expect(started).to_contain_text(re.compile("running|finished"), timeout=SLOW)
+    expect(tab(page, "Runs")).to_have_attribute("aria-selected", "true")
+    button(page, "Duplicate with changes").click()
+    expect(page.get_by_label("Seed", exact=True).locator("visible=true")).to_have_value("1")
+    fill(page, "Seed", "2")
+    fill(page, "Steps", "4")
+    expect(page.get_by_text(re.compile("About .* for 4 steps"))).to_be_visible(timeout=SLOW)
+    button(page, "Start").click()
+    other = row(page, "subject_verb, induction · lora · zoo/tasks@500 · seed 2")
+    expect(other).to_contain_text(re.compile("finished.*4 / 4"), timeout=SLOW)
+    expect(other).to_have_attribute("aria-selected", "true")
+    started.focus()
+    page.keyboard.press("ArrowUp")
+    expect(other).to_be_focused()
