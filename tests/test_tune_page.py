@@ -76,12 +76,10 @@ def test_the_mixture_follows_the_sidebar_until_it_is_changed():
     session.task_a = "induction"
     session.corruption_a = TASKS["induction"].corruptions[0]
     assert [entry["name"] for entry in mixture.entries] == ["induction", "colored_objects"]
-    mixture._rows[0]._weight.value = 3.0
+    mixture._rows[0]._weight.value = "3"
     session.task_b = "ioi"
-    assert [(entry["name"], entry["weight"]) for entry in mixture.entries] == [
-        ("induction", 3.0),
-        ("colored_objects", 1),
-    ]
+    weights = {entry["name"]: float(entry["weight"]) for entry in mixture.entries}
+    assert weights == {"induction": 3.0, "colored_objects": 1.0}
     mixture._add_task(None)
     assert len({entry["name"] for entry in mixture.entries}) == 3
     mixture._remove(mixture._rows[0])
@@ -96,13 +94,13 @@ def test_own_rows_are_read_and_a_bad_one_is_named(tmp_path, monkeypatch):
     bad.write_text("prompt,answer\np, a\nq,\n")
     mixture = Mixture(Session(), lambda: None)
     mixture._path.value = "good.jsonl"
-    assert mixture.entries[-1] == {"name": "good", "weight": 1.0, "rows": rows} and mixture._path.value == ""
+    assert mixture.entries[-1] == {"name": "good", "weight": "1", "rows": rows} and mixture._path.value == ""
     mixture._path.value = str(bad)
     assert "line 3 needs 'prompt' and 'answer'" in mixture._problem._alert.object.replace("\\", "")
     assert len(mixture.entries) == 3
     mixture._file.filename = "up.CSV"
     mixture._file.value = b"prompt,answer\np, a\n"
-    assert mixture.entries[-1] == {"name": "up", "weight": 1.0, "rows": [{"prompt": "p", "answer": " a"}]}
+    assert mixture.entries[-1] == {"name": "up", "weight": "1", "rows": [{"prompt": "p", "answer": " a"}]}
 
 
 @pytest.mark.parametrize("text", ["../out.csv", "/etc/passwd", "link.csv", "~/x.csv", "nothing.csv", "."])

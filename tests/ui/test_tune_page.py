@@ -6,13 +6,12 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from playwright.sync_api import Locator, Page, expect
-from test_app import HIDDEN_WIDTH, RESULT, SLOW, App, choose, dashboard, state, tab
+from test_app import HIDDEN_WIDTH, RESULT, SLOW, App, dashboard, state, tab
 
-PAIR = {"task_a": "subject_verb", "corruption_a": "number", "task_b": "induction", "corruption_b": "swap", "n": 8}
+PAIR = {"task_a": "subject_verb", "corruption_a": "number", "task_b": "induction", "corruption_b": "no_match", "n": 8}
 NEW = {"page": 4, "tune": 0, "model": "zoo/tasks", **PAIR}
 WORDS = ".MuiTypography-root, .MuiAlert-message span, .rt-list td, .rt-list th, .gtitle, .annotation-text, .legendtext"
 TEXTS = ", ".join(f"{selector}:visible" for selector in WORDS.split(", "))
-BOX = ".MuiInputBase-input"
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +68,7 @@ def test_a_run_is_started_left_found_again_paused_resumed_and_traced(
     expect(page.get_by_text(re.compile("About .* for 5000 steps and .* of 712,448"))).to_be_visible(timeout=SLOW)
     readable(page, unreadable, until)
     button(page, "Start").click()
-    curves(page).locator(".scatterlayer .trace").first.wait_for(timeout=SLOW)
+    curves(page).locator(".scatterlayer .trace .points").nth(1).wait_for(state="attached", timeout=SLOW)
     run = state(page)["run"]
     about = "subject_verb, induction, backcopy · lora · zoo/tasks · seed 0"
     expect(row(page, run)).to_contain_text(about)
@@ -84,7 +83,7 @@ def test_a_run_is_started_left_found_again_paused_resumed_and_traced(
     again.set_default_timeout(60_000)
     again.goto(address)
     expect(row(again, run)).to_contain_text("running", timeout=SLOW)
-    curves(again).locator(".scatterlayer .trace").first.wait_for()
+    curves(again).wait_for()
     button(again, "Pause").click()
     expect(row(again, run)).to_contain_text("paused", timeout=SLOW)
     status = json.loads((app.home / "runs" / run / "status.json").read_text())
@@ -92,7 +91,7 @@ def test_a_run_is_started_left_found_again_paused_resumed_and_traced(
     expect(row(again, run)).to_contain_text(f"{status['done']} / 5000")
     button(again, "Resume").click()
     expect(row(again, run)).to_contain_text("running", timeout=SLOW)
-    button(again, "Stop").click()
+    button(again, "Stop run").click()
     expect(row(again, run)).to_contain_text("stopped", timeout=SLOW)
 
     again.set_viewport_size({"width": 1920, "height": 900})
@@ -126,9 +125,7 @@ def test_what_stands_against_a_run_is_said_beside_the_button(page: Page, app: Ap
 
 
 def test_the_sidebar_starts_a_run_and_it_can_be_duplicated_with_changes(page: Page, app: App) -> None:
-    page.goto(app.address(**PAIR, seed=1))
-    page.get_by_text(RESULT).wait_for(timeout=SLOW)
-    choose(page, "Training step", "500")
+    page.goto(app.address(**PAIR, checkpoint=500, seed=1))
     page.get_by_role("button", name="Fine-tune this model on these tasks").click()
     started = row(page, "subject_verb, induction · lora · zoo/tasks@500 · seed 1")
     expect(started).to_contain_text(re.compile("running|finished"), timeout=SLOW)

@@ -45,9 +45,12 @@ def control(name: str, label: str, value: Any, choices: Any = ()) -> Any:
         return pmui.Select(label=label, options=choices, value=value, width=190, **LOOK)
     if isinstance(value, bool):
         return pmui.Checkbox(label=label, value=value, margin=(12, 10, 6, 0))
-    if isinstance(value, int):
-        return pmui.IntInput(label=label, value=value, start=0, width=max(130, 9 * len(label)), **LOOK)
-    return pmui.TextInput(label=label, value=f"{value:g}", width=max(130, 9 * len(label)), **LOOK)
+    return pmui.TextInput(label=label, value=text(value), width=max(120, 9 * len(label)), **LOOK)
+
+
+def text(value: Any) -> str:
+    """A number, or nothing, as a person writes it."""
+    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def of_parameter(parameter: Parameter) -> Any:
@@ -140,13 +143,11 @@ class Form(pn.viewable.Viewer):
         self._mixture.fill(spec.tasks)
         self._method.value = spec.method
         for option, value in spec.options.items():
-            self._options[option].value = value if isinstance(value, (bool, int, str)) else f"{value:g}"
+            self._options[option].value = value if isinstance(value, bool) else text(value)
         self._aggregator.value = spec.aggregator
         self._telemetry.value = [name for name in spec.telemetry if name in self._telemetry.options]
         for setting, widget in self._settings.items():
-            value = getattr(spec, setting)
-            text = "" if value is None else f"{value:g}" if isinstance(value, float) else value
-            widget.value = text
+            widget.value = text(getattr(spec, setting))
         self._filling = False
         self._tell()
 
@@ -216,11 +217,8 @@ class FormPart(pn.viewable.Viewer):
         """Say what the run would take, or what stands against it, once nothing changes any more."""
         mine = self._change
         await asyncio.sleep(PAUSE)
-        if mine != self._change or not self._shown:
-            return
-        async with self._turn:
-            if mine == self._change:
-                await self._say(mine)
+        if mine == self._change and self._shown:
+            await self._say(mine)
 
     async def _say(self, mine: int) -> None:
         try:
@@ -228,13 +226,14 @@ class FormPart(pn.viewable.Viewer):
             self._code.replace(python(spec))
             self._start.disabled = False
             self._line.say("Estimating what it takes …", "info")
-            found = await asyncio.to_thread(lambda: engine().estimate(spec))
-            text, severity = in_words(spec, found), "info"
+            async with self._turn:  # one after the other; those that are no longer asked for are left out
+                found = await asyncio.to_thread(lambda: engine().estimate(spec)) if mine == self._change else None
+            said, severity = in_words(spec, found) if found else "", "info"
         except WorkbenchError as error:
-            text, severity = str(error), "error"
+            said, severity = str(error), "error"
         if mine == self._change:
             self._start.disabled = severity == "error"
-            self._line.say(text, severity)
+            self._line.say(said, severity)
 
     async def start(self, *_: Any) -> None:
         """Start the run; what stands against it is said beside the button."""
@@ -254,8 +253,7 @@ class FormPart(pn.viewable.Viewer):
         """Start a run on the sidebar's model and tasks, unless something stands against it."""
         self.form.follow()
         self._change += 1
-        async with self._turn:
-            await self._say(self._change)
+        await self._say(self._change)
         if not self._start.disabled:
             await self.start()
 
@@ -280,9 +278,9 @@ def python(spec: Spec) -> str:
     """Python, in Markdown, that does the same; settings that are as they were before are left out."""
     plain: Mapping[str, Any] = {k: v for k, v in spec.plain.items() if k not in DEFAULTS or v != DEFAULTS[k]}
     given = {name: value for name, value in plain.items() if value not in ({}, None)}
-    text = pprint.pformat(given, sort_dicts=False, width=100)
-    return f"```python\nimport workbench as wb\n\nrun = wb.tune(\n{_indented(text)}\n)\nwb.show(run.curves())\n```"
+    code = pprint.pformat(given, sort_dicts=False, width=100)
+    return f"```python\nimport workbench as wb\n\nrun = wb.tune(\n{_indented(code)}\n)\nwb.show(run.curves())\n```"
 
 
-def _indented(text: str) -> str:
-    return "\n".join(f"    {line}" for line in text.splitlines())
+def _indented(code: str) -> str:
+    return "\n".join(f"    {line}" for line in code.splitlines())

@@ -27,9 +27,7 @@ class Row(pn.viewable.Viewer):
     ) -> None:
         super().__init__(**params)
         self._changed, self._rows = changed, entry.get("rows")
-        self._weight = pmui.FloatInput(
-            label="Weight", value=float(entry.get("weight", 1.0)), start=0.0, step=0.5, width=110, **SMALL
-        )
+        self._weight = pmui.TextInput(label="Weight", value=f"{float(entry.get('weight', 1)):g}", width=90, **SMALL)
         self._gone = pmui.Button(
             label="Remove", variant="text", size="small", margin=(10, 0, 0, 0), on_click=lambda _: remove(self)
         )

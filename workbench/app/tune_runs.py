@@ -65,7 +65,7 @@ class RunsPart(pn.viewable.Viewer):
             for label, kind, act in (
                 ("Pause", "contained", self._pause),
                 ("Resume", "contained", self._resume),
-                ("Stop", "outlined", self._stop),
+                ("Stop run", "outlined", self._stop),
                 ("Duplicate with changes", "outlined", self._duplicate),
                 ("Trace again", "outlined", self._trace),
             )
@@ -143,13 +143,13 @@ class RunsPart(pn.viewable.Viewer):
         shown = {
             "Pause": standing.going,
             "Resume": standing.state in RESUMABLE,
-            "Stop": standing.going or standing.state == "paused",
+            "Stop run": standing.going or standing.state == "paused",
             "Duplicate with changes": whole,
             "Trace again": traced and whole,
         }
         for label, visible in shown.items():
             self._buttons[label].visible = visible
-            self._buttons[label].disabled = standing.state == "pausing" and label in ("Pause", "Stop")
+            self._buttons[label].disabled = standing.state == "pausing" and label in ("Pause", "Stop run")
         self._session.param.trigger("run")
 
     async def _draw(self, standing: Standing) -> None:
