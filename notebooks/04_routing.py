@@ -75,7 +75,7 @@ wb.show(between, "task_flow")
 wb.show(routes["ioi"], "coactivation")
 
 # %%
-wb.show(wb.concat(routes, dim="task"), "specialisation")
+wb.show(routes["ioi"], "specialisation")
 
 # %% [markdown]
 # ## When it formed
