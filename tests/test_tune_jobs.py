@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 
 from workbench.engine import Engine
 from workbench.jobs import TuneJob
+from workbench.progress import reporting
 from workbench.runs import Run, run_names
 from workbench.spec import Spec, SpecError, read_spec
 from workbench.tasks.pools import TaskError
@@ -100,6 +101,12 @@ def untimed(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(found, key=lambda record: (record["step"], record["kind"]))
 
 
+def steps_until(last: int, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    found = [record for record in records if record["kind"] == "step" and record["step"] <= last]
+    assert len(found) == last
+    return found
+
+
 def same_numbers(run: Run, expected: dict[str, Any]) -> None:
     """The run is bit for bit as expected; a pause adds checkpoints of its own, and evaluations there."""
     found = traces(run)
@@ -126,18 +133,22 @@ def worker_of(engine: Engine, job: TuneJob) -> int:
     return engine.client.run(os.getpid, workers=[address])[address]
 
 
-def test_two_runs_at_once_give_what_tune_gives_while_an_analysis_is_traced(engine, make, undisturbed):
-    specs = [make(**LONG, seed=1), make(**LONG, seed=2)]
+def test_two_runs_at_once_give_what_tune_gives_while_an_analysis_is_traced(engine, make, tmp_path, monkeypatch):
+    specs = [make(steps=5000, batch=64, checkpoint=5000, seed=seed) for seed in (1, 2)]
     first, second = (engine.submit_tune(spec) for spec in specs)
     assert engine.submit_tune(specs[0].plain) is first
     assert {first.run.name, second.run.name} <= set(run_names())
+    wait_until(lambda: reached(first, 4)() and reached(second, 4)())  # so neither waits for the other
     traced = engine.submit("head_patching", specs[0].model, "subject_verb", draws=3)
     assert traced.result(PATIENCE).attrs["analysis"] == "head_patching"
-    wait_until(lambda: first.done or second.done)
-    assert reached(first, 1)() and reached(second, 1)(), "neither waits for the other"
+    assert not first.done and not second.done
     for job, spec in zip((first, second), specs, strict=True):
+        job.cancel()
         assert job.result(PATIENCE) == spec.name
-        same_numbers(job.run, undisturbed(spec))
+        monkeypatch.setenv("WORKBENCH_HOME", str(tmp_path))
+        with reporting(lambda what, done, of: done < 4):
+            expected = untimed(tune(spec).records)
+        assert steps_until(4, untimed(job.records)) == steps_until(4, expected)
 
 
 def test_the_log_arrives_as_events_with_progress_memory_and_the_time_left(engine, make):

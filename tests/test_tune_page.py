@@ -4,7 +4,6 @@ import asyncio
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -256,11 +255,10 @@ def test_of_many_steps_the_extremes_remain():
     np.testing.assert_array_equal(extremes(values[:100]), np.arange(100))
 
 
-def test_looking_at_the_page_shows_the_latest_run_with_its_curves(make, monkeypatch):
+def test_looking_at_the_page_shows_the_latest_run_with_its_curves(make):
     from workbench.app.parts import Theme
     from workbench.app.tune_runs import RunsPart
 
-    monkeypatch.setattr("workbench.app.tune_runs.engine", lambda: SimpleNamespace(tunes={}))
     session = Session(page=4, tune=1, run="gone")
     part = RunsPart(session, Theme(), lambda spec: None)
     asyncio.run(part.look())

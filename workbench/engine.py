@@ -10,7 +10,7 @@ import time
 import uuid
 import warnings
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,8 @@ START_TIMEOUT = "60s"
 TRACES, TUNES = {"trace": 1}, {"tune": 1}  # what an embedded worker takes: neither kind ever waits for the other
 IMPORTED = ("peft", "workbench.training", "workbench.models.load")  # before a worker counts as ready to tune
 SPARE_AFTER = 5.0  # seconds after a fine-tune was asked for, so that its first steps have the machine to themselves
+IDLE = 60.0  # seconds after the last fine-tune until workers that are not needed any more end
+HANDOVER = 15.0  # seconds in which a worker that is given up ends
 MOST_TUNES = 8  # at once in the embedded cluster; further ones wait
 
 
@@ -185,7 +187,8 @@ def execute_tune(spec: Mapping[str, Any], job: str, after: Any = None) -> str:
     """
     from distributed import Event, get_worker
 
-    told, stop, last = _Told(get_worker(), job, read_spec(spec).name), Event(job), 0.0
+    run = Run(read_spec(spec).name)
+    told, stop, last = _Told(get_worker(), job, run), Event(job), 0.0
 
     def go_on(what: str, done: int, of: int) -> bool:
         nonlocal last, going
@@ -195,19 +198,27 @@ def execute_tune(spec: Mapping[str, Any], job: str, after: Any = None) -> str:
 
     going = True
     told.tell()
+    _wait_for(run)
     with reporting(go_on):
-        run = tune(spec, told.hear)
+        tune(spec, told.hear)
     told.tell()
     if run.status["state"] == "paused" and Event(f"{job}/end").is_set():
         run.mark("stopped", run.status["done"], run.status["of"])
     return run.name
 
 
+def _wait_for(run: Run) -> None:
+    """Wait a little for a worker that was given up but has not ended yet."""
+    end = time.monotonic() + HANDOVER
+    while run.held and time.monotonic() < end:
+        time.sleep(STOP_CHECK)
+
+
 class _Told:
     """Sends the lines of a run's log from a worker, several at a time, each time with the memory in use."""
 
-    def __init__(self, worker: Any, topic: str, run: str) -> None:
-        self._worker, self._topic, self._run, self._last = worker, topic, Run(run), 0.0
+    def __init__(self, worker: Any, topic: str, run: Run) -> None:
+        self._worker, self._topic, self._run, self._last = worker, topic, run, 0.0
         self._waiting: list[dict[str, Any]] = []
 
     def hear(self, record: dict[str, Any]) -> None:
@@ -248,7 +259,7 @@ class Engine:
         self._lock, self._jobs, self._count = threading.Lock(), {}, itertools.count()
         self._mark = uuid.uuid4().hex[:8]  # another engine on the same cluster has another
         self.tunes: dict[str, TuneJob] = {}  # the last job of each run
-        self._spare = threading.Timer(SPARE_AFTER, self.warm_up)
+        self._timer = threading.Timer(SPARE_AFTER, self.warm_up)
         self._cluster = None if address else _local_cluster()
         by_file = bool(address) and str(address).endswith(".json")
         where: dict[str, Any] = {"scheduler_file" if by_file else "address": address or self._cluster}
@@ -286,7 +297,7 @@ class Engine:
             name = self._name(f"tune-{spec.name}")
             job = self.tunes[spec.name] = TuneJob(name, self.client, execute_tune, spec, former, **self._where(TUNES))
             job.when_done(self._ended)
-            self._warm_up_later()
+            self._later(SPARE_AFTER, self.warm_up)
             return job
 
     def estimate(self, given: "Spec | Mapping[str, Any] | str | Path") -> Estimate:
@@ -302,11 +313,12 @@ class Engine:
         with self._lock:
             self._make_room()
 
-    def _warm_up_later(self) -> None:
-        self._spare.cancel()
-        self._spare = threading.Timer(SPARE_AFTER, self.warm_up)
-        self._spare.daemon = True
-        self._spare.start()
+    def _later(self, seconds: float, act: Callable[[], None]) -> None:
+        """Do something after a while, unless something else is to be done later meanwhile."""
+        self._timer.cancel()
+        self._timer = threading.Timer(seconds, act)
+        self._timer.daemon = True
+        self._timer.start()
 
     def _name(self, start: str) -> str:
         return f"{start}-{self._mark}-{next(self._count)}"
@@ -322,15 +334,19 @@ class Engine:
             self._cluster.scale(max(wanted, len(self._cluster.worker_spec)))
 
     def _ended(self) -> None:
-        """When no fine-tune is at work any more, let go of all workers but two."""
+        with self._lock:
+            if all(job.done for job in self.tunes.values()):
+                self._later(IDLE, self._let_go)
+
+    def _let_go(self) -> None:
+        """End all workers but one for each kind; who asks for something waits until they have ended."""
         with self._lock:
             if self._cluster is not None and all(job.done for job in self.tunes.values()):
-                spare = list(self._cluster.worker_spec)[2:]
-                self._cluster.loop.add_callback(self._cluster.scale_down, spare)
+                self._cluster.sync(self._cluster.scale_down, list(self._cluster.worker_spec)[2:])
 
     def close(self) -> None:
         """Stop the embedded cluster, if this engine started one."""
-        self._spare.cancel()
+        self._timer.cancel()
         self.client.close()
         if self._cluster is not None:
             self._cluster.close()
@@ -373,6 +389,11 @@ def engine() -> Engine:
 @functools.cache
 def _engine() -> Engine:
     return Engine(os.environ.get("WORKBENCH_CLUSTER"))
+
+
+def tunes() -> Mapping[str, TuneJob]:
+    """The last job of each run in the engine of this process; none while it has not started."""
+    return _engine().tunes if _engine.cache_info().currsize else {}
 
 
 def submit(analysis: str, model: "Model | str", task: Any, **params: Any) -> Job:

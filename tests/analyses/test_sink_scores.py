@@ -9,6 +9,7 @@ from workbench.analyses import AnalysisError, sink_scores
 from workbench.analyses._tokens import FEW, KINDS, kinds_of
 from workbench.analyses.sink_scores import measure, uniform_alpha
 from workbench.models.load import wrap
+from workbench.parameters import ParameterError
 from workbench.tasks import make_task
 
 LENGTH, ROWS, EPSILON = 14, 5, 0.15
@@ -153,7 +154,7 @@ def test_a_length_the_model_cannot_take_is_refused(length, traced):
 
 @pytest.mark.parametrize("epsilon", [0, 1, -0.1, 3, float("nan"), "much"])
 def test_a_threshold_outside_the_range_is_refused(epsilon, traced):
-    with pytest.raises(AnalysisError, match="epsilon is"):
+    with pytest.raises((AnalysisError, ParameterError), match="epsilon is"):
         sink_scores(traced("gpt2"), task(), epsilon=epsilon)
 
 

@@ -37,6 +37,7 @@ class TunePage(pn.viewable.Viewer):
         )
         self._tabs.link(session, active="tune", bidirectional=True)
         self._clock: Any = None
+        self._warming: asyncio.Task | None = None
         session.param.watch(self.open, ["page", "tune"])
 
     def __panel__(self) -> pn.viewable.Viewable:
@@ -50,7 +51,7 @@ class TunePage(pn.viewable.Viewer):
         if self._session.page != PAGE:
             self._rest()
             return
-        await asyncio.to_thread(lambda: engine().warm_up())
+        self._warming = asyncio.create_task(asyncio.to_thread(lambda: engine().warm_up()))
         if self._session.tune != 1:
             await (self._form if self._session.tune == 0 else self._changes).open()
             return

@@ -13,7 +13,7 @@ from workbench.app.parts import CodeBox, Note, heading, plain
 from workbench.app.routing_part import has_experts
 from workbench.app.tune_mixture import Mixture
 from workbench.app.tune_watch import duration
-from workbench.engine import engine
+from workbench.engine import engine, submit_tune
 from workbench.methods import METHODS
 from workbench.parameters import Parameter
 from workbench.registry import WorkbenchError
@@ -241,7 +241,7 @@ class FormPart(pn.viewable.Viewer):
         self._start.disabled = True
         try:
             spec = await asyncio.to_thread(read_spec, self.form.given)
-            job = await asyncio.to_thread(lambda: engine().submit_tune(spec))
+            job = await asyncio.to_thread(lambda: submit_tune(spec))
         except WorkbenchError as error:
             self._line.say(str(error))
             return

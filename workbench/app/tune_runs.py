@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,7 +16,7 @@ from workbench.app.parts import CodeBox, FigureSlot, Note, Theme, heading, plain
 from workbench.app.sidebar import references
 from workbench.app.tune_form import python
 from workbench.app.tune_watch import Standing, Telemetry, Watch
-from workbench.engine import engine
+from workbench.engine import submit_tune, tunes
 from workbench.jobs import TuneJob
 from workbench.registry import WorkbenchError
 from workbench.runs import Run
@@ -88,17 +88,13 @@ class RunsPart(pn.viewable.Viewer):
         about = "Runs go on when this page is closed, and are still here when the server is started again."
         return pn.Column(heading("Runs", about), self._empty, self._list, self._detail, sizing_mode="stretch_width")
 
-    @property
-    def _jobs(self) -> Mapping[str, TuneJob]:
-        return engine().tunes
-
     async def look(self) -> None:
         """See where all runs stand, and draw what is new."""
         if self._looking:
             return
         self._looking = True
         try:
-            found = await asyncio.to_thread(lambda: self._watch.standings(self._jobs))
+            found = await asyncio.to_thread(lambda: self._watch.standings(tunes()))
             self._list.rows = [asdict(standing) for standing in found]
             self._empty.say("" if found else EMPTY, "info")
             names = [standing.name for standing in found]
@@ -154,7 +150,7 @@ class RunsPart(pn.viewable.Viewer):
 
     async def _draw(self, standing: Standing) -> None:
         """The curves, when there are more lines in the log than are drawn."""
-        records = self._watch.records(standing.name, self._jobs)
+        records = self._watch.records(standing.name, tunes())
         version = (standing.name, len(records), records[-1]["step"] if records else -1, self.logarithmic)
         soon = time.monotonic() - self._painted < PAINT and version[0::3] == self._drawn[0::3] and standing.going
         if version == self._drawn or soon:
@@ -189,7 +185,7 @@ class RunsPart(pn.viewable.Viewer):
             await self.look()
 
     def _job(self) -> TuneJob | None:
-        return self._jobs.get(self._session.run)
+        return tunes().get(self._session.run)
 
     async def _pause(self, *_: Any) -> None:
         if (job := self._job()) is not None:
@@ -207,7 +203,7 @@ class RunsPart(pn.viewable.Viewer):
 
     async def _resume(self, *_: Any) -> None:
         try:
-            await asyncio.to_thread(lambda: engine().submit_tune(Run(self._session.run).spec))
+            await asyncio.to_thread(lambda: submit_tune(Run(self._session.run).spec))
         except WorkbenchError as error:
             self._said.say(str(error))
             return

@@ -100,13 +100,14 @@ def _accuracies(figure: go.Figure, ds: xr.Dataset, looks: dict) -> None:
         only(ds, name, "checkpoint", "task").values for name in ("accuracy", "accuracy_low", "accuracy_high")
     )
     for number, (task, look) in enumerate(looks.items()):
-        y = right[:, number]
+        y, under = right[:, number], min(len(looks) - 1 - number, 4)  # wider, so as to be seen under the next one
         figure.add_scatter(
             x=ds["checkpoint"].values,
             y=y,
             error_y=_bars(y, low[:, number], high[:, number]),
             mode="lines+markers",
-            line={**look, "width": 2},
+            line={**look, "width": 2 + under},
+            marker={"size": 6 + 3 * under},
             name=theme.plain(task),
             legendgroup=task,
             showlegend=False,
