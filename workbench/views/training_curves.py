@@ -71,7 +71,7 @@ def training_curves(
 
 def _named(name: str, parts: Mapping[str, xr.Dataset]) -> str:
     ds = next(iter(parts.values()))
-    return f"{name}: {ds[ds.attrs['primary']].attrs['long_name']}"
+    return f"{name}: {ds[ds.attrs['primary']].attrs['long_name']}, where it moved most"
 
 
 def _look(number: int) -> dict[str, str]:
@@ -86,7 +86,7 @@ def _losses(figure: go.Figure, ds: xr.Dataset, looks: dict, width: float, log: b
         raw, mean = losses[:, number], smoothed(losses[:, number], width)
         kept = extremes(raw)
         shared = {"name": theme.plain(task), "legendgroup": task, "mode": mode, "row": 1, "col": 1}
-        faint = {"opacity": 0.28, "hoverinfo": "skip", "showlegend": False}
+        faint = {"opacity": 0.4, "hoverinfo": "skip", "showlegend": False}
         figure.add_scatter(x=steps[kept], y=raw[kept], line={**look, "width": 1, "dash": "solid"}, **faint, **shared)
         kept = extremes(mean)
         figure.add_scatter(x=steps[kept], y=mean[kept], line={**look, "width": 2.5}, hovertemplate="%{y:.3g}", **shared)
@@ -130,6 +130,7 @@ def _measured(figure: go.Figure, of: str, ds: xr.Dataset, looks: dict, row: int)
     for task, part in _by_task(of, ds):
         values = part[primary].transpose("step", ...)
         flat = values.values.reshape(len(values), -1)
+        look = looks.get(task) or looks.get(task.partition(" (")[0]) or {"color": theme.QUIET}
         for cell in _moved(flat):
             name = " ".join(filter(None, (task, _cell(values, cell))))
             ends = [part[end] for end in (f"{primary}_low", f"{primary}_high") if end in part]
@@ -141,7 +142,7 @@ def _measured(figure: go.Figure, of: str, ds: xr.Dataset, looks: dict, row: int)
                 x=ds["step"].values,
                 y=flat[:, cell],
                 mode="lines+markers",
-                line={**looks.get(task, {"color": theme.QUIET}), "width": 1.5},
+                line={**look, "width": 1.5},
                 name=theme.plain(name),
                 legendgroup=task or None,
                 showlegend=False,
