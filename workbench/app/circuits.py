@@ -21,4 +21,4 @@ PARTS: dict[str, Part] = {
 class CircuitsPage(TabbedPage):
     """One tab for each way to look at the circuits of both tasks."""
 
-    parts, tab = PARTS, "part"
+    parts, number, tab = PARTS, 0, "part"

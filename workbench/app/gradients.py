@@ -28,7 +28,7 @@ PARTS: dict[str, Part] = {
 class GradientsPage(TabbedPage):
     """One tab for each way to look at gradients; which tasks are compared is said once for all of them."""
 
-    parts, tab = PARTS, "gradient"
+    parts, number, tab = PARTS, 3, "gradient"
 
     def __init__(self, session: Session, runner: Runner, theme: Theme, **params: Any) -> None:
         super().__init__(session, runner, theme, **params)

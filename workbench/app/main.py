@@ -1,5 +1,6 @@
 """The dashboard: `workbench app`, `make app`, or `panel serve workbench/app/main.py`."""
 
+import functools
 import os
 from typing import Any
 from urllib.parse import urlencode
@@ -15,6 +16,7 @@ from workbench.app.routing import RoutingPage
 from workbench.app.runner import Runner
 from workbench.app.sidebar import Sidebar, offered_models, offered_runs
 from workbench.app.sinks import SinksPage
+from workbench.app.tabs import Later
 from workbench.app.tune import TunePage
 from workbench.models.card import Card
 from workbench.models.heads import parse_head
@@ -39,9 +41,9 @@ def build() -> pmui.Page:
     session, runner, theme = Session(), Runner(), Theme()
     problem = restore(session, dict(pn.state.session_args or {}), models)
     sidebar = Sidebar(session, runner, models)
-    pages = {name: made(session, runner, theme) for name, made in PAGES.items()}
+    pages = [Later(functools.partial(page, session, runner, theme)) for page in PAGES.values()]
     tabs = pmui.Tabs(
-        *pages.items(),
+        *zip(PAGES, pages, strict=True),
         active=session.page,
         sizing_mode="stretch_width",
         sx={"& .MuiTab-root": {"textTransform": "none"}},
@@ -66,16 +68,26 @@ def build() -> pmui.Page:
     def told(ds: xr.Dataset) -> None:
         sidebar.show_card(str(ds.attrs["model"]), Card.from_json(ds.attrs["trust"]))
 
-    for each in pages.values():
-        each.hear(told)
-    sidebar.on_tune = pages["Tune"].start_here
+    def made(place: int) -> Any:
+        found = pages[place].made
+        found.hear(told)
+        return found
+
+    async def turn(*_: Any) -> None:
+        if pages[session.page].empty:  # a page that is there follows the session by itself
+            await made(session.page).open()
+
+    async def tune() -> None:
+        await made(list(PAGES).index("Tune")).start_here()
 
     async def start() -> None:
         if pn.state.location is not None:
             publish(session, pn.state.location)
-        for each in pages.values():
-            await each.open()
+        await made(session.page).open()
 
+    made(session.page)
+    sidebar.on_tune = tune
+    session.param.watch(turn, "page")
     pn.state.onload(start)
     if pn.state.curdoc is not None:
         pn.state.on_session_destroyed(lambda context, runner=runner: runner.stop())

@@ -33,7 +33,6 @@ class TracedPage(pn.viewable.Viewer):
         self._headline = Note(f"{self.doing} both tasks …", margin=(12, 0, 0, 0))
         self._code = CodeBox()
         session.param.watch(self._again, list(self.watched))
-        session.param.watch(self.open, ["page", self.tab])
 
     def specs(self, analysis: str, **params: Any) -> list[dict]:
         """An analysis of both tasks, as the session has them."""

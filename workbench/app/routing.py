@@ -34,7 +34,7 @@ PARTS: dict[str, Part] = {
 class RoutingPage(TabbedPage):
     """One tab for each way to look at a mixture of experts; how much text is read is said once for all of them."""
 
-    parts, tab = PARTS, "route"
+    parts, number, tab = PARTS, 2, "route"
 
     def __init__(self, session: Session, runner: Runner, theme: Theme, **params: Any) -> None:
         super().__init__(session, runner, theme, **params)

@@ -32,7 +32,7 @@ LENGTHS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 class SinksPage(TabbedPage):
     """One tab for each way to look at attention sinks; how much text is read is said once for all of them."""
 
-    parts, tab = PARTS, "sink"
+    parts, number, tab = PARTS, 1, "sink"
 
     def __init__(self, session: Session, runner: Runner, theme: Theme, **params: Any) -> None:
         super().__init__(session, runner, theme, **params)

@@ -1,7 +1,8 @@
-"""A page of several parts, each on a tab of its own and traced when it is first looked at."""
+"""A page of several parts, each on a tab of its own, made and traced when it is first looked at."""
 
+import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import panel as pn
 import panel_material_ui as pmui
@@ -13,17 +14,44 @@ from workbench.app.runner import Runner
 from workbench.session import Session
 
 Part = Callable[[Session, Runner, Theme], TracedPage]
+Made = TypeVar("Made")
+
+
+class Later(pn.viewable.Viewer, Generic[Made]):
+    """A place for something that is made when it is first looked at; all pages at once take seconds."""
+
+    def __init__(self, make: Callable[[], Made]) -> None:
+        super().__init__()
+        self._make, self._box = make, pn.Column(sizing_mode="stretch_width")
+
+    def __panel__(self) -> pn.viewable.Viewable:
+        return self._box
+
+    @functools.cached_property
+    def made(self) -> Made:
+        """What stands here; made by the first who asks."""
+        found = self._make()
+        self._box[:] = [found]
+        return found
+
+    @property
+    def empty(self) -> bool:
+        """True until it is made."""
+        return not self._box.objects
 
 
 class TabbedPage(pn.viewable.Viewer):
     """Parts by their names; which one is open is the session's."""
 
     parts: Mapping[str, Part]
+    number: int  # of the page
     tab: str  # what the session calls the number of the open part
 
     def __init__(self, session: Session, runner: Runner, theme: Theme, **params: Any) -> None:
         super().__init__(**params)
-        self._parts = [part(session, runner, theme) for part in self.parts.values()]
+        self._session = session
+        self._told: Callable[[xr.Dataset], None] = lambda ds: None
+        self._parts = [Later(functools.partial(part, session, runner, theme)) for part in self.parts.values()]
         self._tabs = pmui.Tabs(
             *zip(self.parts, self._parts, strict=True),
             active=getattr(session, self.tab),
@@ -31,16 +59,18 @@ class TabbedPage(pn.viewable.Viewer):
             sx={"& .MuiTab-root": {"textTransform": "none", "minHeight": 36, "py": 0.5}},
         )
         self._tabs.link(session, active=self.tab, bidirectional=True)
+        session.param.watch(self.open, ["page", self.tab])
 
     def __panel__(self) -> pn.viewable.Viewable:
         return self._tabs
 
     def hear(self, told: Callable[[xr.Dataset], None]) -> None:
         """Tell `told` of each first result that comes."""
-        for part in self._parts:
-            part.on_result = told
+        self._told = told
 
-    async def open(self) -> None:
+    async def open(self, *_: Any) -> None:
         """Fetch what the part that is looked at shows."""
-        for part in self._parts:
+        if self._session.page == self.number:
+            part = self._parts[getattr(self._session, self.tab)].made
+            part.on_result = self._told
             await part.open()
