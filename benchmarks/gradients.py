@@ -19,7 +19,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from workbench.analyses._gradients import measures
 from workbench.analyses._several import Encoded, answer_losses, batches_of, rows_of
-from workbench.analyses.gradient_alignment import divided, gathered, gradient
+from workbench.analyses.gradient_alignment import divided, gathered
 from workbench.models.load import wrap
 from workbench.models.parameters import differentiable
 from workbench.progress import reporting
@@ -49,14 +49,18 @@ class Ways:
     def __init__(self, model, read: list[Encoded], batches: int) -> None:
         self.model, self.read, self.batches = model, read, batches
         self.module, self.division = differentiable(model.plain), divided(model)
-        self.parameters = dict(self.module.named_parameters())
+        self.parameters = list(self.module.parameters())
         parts = [batches_of(each.prompts, batches) for each in read]
         self.work = [(each.prompts, parts[t][b]) for b in range(batches) for t, each in enumerate(read)]
 
     def loop(self) -> None:
         """The passes alone."""
         for prompts, rows in self.work:
-            gradient(self.module, self.parameters, prompts, rows, len(rows))
+            self.gradient(prompts, rows)
+
+    def gradient(self, prompts: Prompts, rows: np.ndarray) -> tuple[torch.Tensor, ...]:
+        """One forward and backward pass."""
+        return torch.autograd.grad(answer_losses(self.module, rows_of(prompts, rows)).mean(), self.parameters)
 
     def ours(self) -> np.ndarray:
         """Everything the analysis measures; the cosines on the whole model."""
@@ -66,13 +70,13 @@ class Ways:
 
     def held(self) -> np.ndarray:
         """Every gradient kept, as one matrix."""
-        rows = [gradient(self.module, self.parameters, prompts, rows, len(rows))[1] for prompts, rows in self.work]
-        return self._cosines(torch.stack([torch.cat([part.flatten() for part in row.values()]) for row in rows]))
+        rows = [torch.cat([part.flatten() for part in self.gradient(*each)]) for each in self.work]
+        return self._cosines(torch.stack(rows))
 
     def jac(self, chunk: int | None = None) -> np.ndarray:
         """The Jacobian of all losses."""
         losses = [answer_losses(self.module, rows_of(*each)).mean() for each in self.work]
-        found = jac(losses, list(self.parameters.values()), parallel_chunk_size=chunk)
+        found = jac(losses, self.parameters, parallel_chunk_size=chunk)
         return self._cosines(torch.cat([table.flatten(1) for table in found], 1))
 
     def _cosines(self, rows: torch.Tensor) -> np.ndarray:

@@ -6,7 +6,9 @@ import os
 os.environ.update(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
 os.environ["REPLICATE_MODEL"] = "/no/such/model"  # a notebook that asks for a large model does without it here
 
-from collections.abc import Callable
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,24 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "home"
     monkeypatch.setenv("WORKBENCH_HOME", str(folder))
     return folder
+
+
+@pytest.fixture(autouse=True)
+def loops(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Closes the event loops that Panel makes where none runs and leaves open, to be warned of in some later test."""
+    made, make = [], asyncio.new_event_loop
+
+    def kept() -> asyncio.AbstractEventLoop:
+        loop = make()
+        if threading.current_thread() is threading.main_thread():
+            made.append(loop)
+        return loop
+
+    monkeypatch.setattr(asyncio, "new_event_loop", kept)
+    yield
+    for loop in made:
+        if not loop.is_running():
+            loop.close()
 
 
 @pytest.fixture(scope="session")

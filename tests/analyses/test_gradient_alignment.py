@@ -11,9 +11,11 @@ from torch.nn import functional as F
 from torchjd.autojac import jac
 
 import workbench as wb
-from workbench.analyses import AnalysisError, _gradients, gradient_alignment, task_list, task_saliency
-from workbench.analyses._gradients import Grams, Shelf, cosines, measures
+from workbench.analyses import AnalysisError, _shelf, _slopes, gradient_alignment, task_list, task_saliency
+from workbench.analyses._gradients import cosines, measures
 from workbench.analyses._several import answer_losses, rows_of
+from workbench.analyses._shelf import Grams, Shelf
+from workbench.analyses._slopes import Slopes, dense
 from workbench.analyses.gradient_alignment import divided
 from workbench.models.load import load, wrap
 from workbench.models.parameters import Division, Piece, Unit
@@ -57,7 +59,8 @@ def flat(table, division, unit):
     for index in unit.pieces:
         piece = division.pieces[index]
         rows = table[division.names[piece.parameter]]
-        parts.append(torch.stack([torch.stack([piece.of(one) for one in row]) for row in rows]))
+        wide = rows.reshape(*rows.shape[:2], rows.shape[2], -1)
+        parts.append(piece.of(wide, *map(range, wide.shape[2:])))
     return torch.cat(parts, -1).numpy()
 
 
@@ -284,7 +287,7 @@ def made(sizes):
 def shelved(rows, sizes, dtype="float32"):
     """Grams of rows [batch, task, number]."""
     division, ends = made(sizes), np.cumsum(sizes)[:-1]
-    with Shelf(division, rows.shape[1], len(rows), dtype) as shelf:
+    with Shelf(division, rows.shape[1], len(rows)) as shelf:
         for row in rows.reshape(-1, rows.shape[-1]):
             parts = np.split(row.astype(dtype), ends)
             shelf.add({f"p{i}": torch.from_numpy(part) for i, part in enumerate(parts)})
@@ -294,8 +297,8 @@ def shelved(rows, sizes, dtype="float32"):
 @pytest.mark.parametrize("held", [0, 1e9])
 @pytest.mark.parametrize("block", [1, 64, 1000, 8e6])
 def test_grams_do_not_depend_on_where_gradients_stand_or_how_many_columns_are_read(block, held, monkeypatch):
-    monkeypatch.setattr(_gradients, "BLOCK", block)
-    monkeypatch.setattr(_gradients, "HELD", held)
+    monkeypatch.setattr(_shelf, "BLOCK", block)
+    monkeypatch.setattr(_shelf, "HELD", held)
     rng = np.random.default_rng(0)
     rows, sizes = rng.normal(size=(3, 2, 60)), (7, 1, 30, 22)
     rows[:, 0, 40:50] = 0
@@ -400,9 +403,9 @@ def test_cosines_of_one_batch_are_what_a_training_loop_asks_for():
 def test_a_disk_without_room_is_said_before_anything_runs(traced, monkeypatch):
     from types import SimpleNamespace
 
-    monkeypatch.setattr(_gradients, "HELD", 0)
-    monkeypatch.setattr(_gradients.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
-    with pytest.raises(AnalysisError, match=r"The gradients take .* GB on disk.*TMPDIR"):
+    monkeypatch.setattr(_shelf, "HELD", 0)
+    monkeypatch.setattr(_shelf.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
+    with pytest.raises(AnalysisError, match=r"The gradients do not fit on the disk .* GB.*TMPDIR"):
         gradient_alignment(traced("gpt2"), make_task("ioi", n=8), tasks="subject_verb", batches=2)
 
 
@@ -410,8 +413,8 @@ def test_a_disk_without_room_is_said_before_anything_runs(traced, monkeypatch):
 def test_a_file_gives_the_same_and_is_not_left(family, traced, monkeypatch, tmp_path):
     model, task = traced(family), make_task("ioi", n=8)
     before = gradient_alignment(model, task, tasks="subject_verb", batches=2)
-    monkeypatch.setattr(_gradients.tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(_gradients, "HELD", 0)
+    monkeypatch.setattr(_shelf.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(_shelf, "HELD", 0)
     after = gradient_alignment(model, task, tasks="subject_verb", batches=2)
     assert not list(tmp_path.iterdir())
     for name in before.data_vars:
@@ -468,3 +471,48 @@ def test_a_result_is_kept_made_again_and_joined_along_training(saved):
     )
     both = wb.concat({"0": ds, "10": again}, "checkpoint")
     assert both["cosine"].dims == ("checkpoint", "module", "task", "receiver") and both["kind"].dims == ("module",)
+
+
+@pytest.mark.parametrize("held", [0, 1e9])
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_products_give_what_whole_matrices_give(family, held, traced, monkeypatch):
+    """One token's gradient of a matrix has rank 1; so have few tokens' of a wide one: they are never made whole."""
+    model, task = traced(family), make_task("ioi", n=8)
+    monkeypatch.setattr(_shelf, "HELD", held)
+    found = []
+    for worth in (0, 1e9):
+        monkeypatch.setattr(_slopes, "WORTH", worth)
+        found.append(gradient_alignment(model, task, tasks="subject_verb", batches=2, batch=3))
+    for name in found[0].data_vars:
+        np.testing.assert_allclose(found[1][name], found[0][name], rtol=1e-4, atol=2e-5, err_msg=name)
+
+
+class Twice(torch.nn.Module):
+    """A layer whose matrix is used outside of it too, one that is tied to an embedding, one that is used twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.out = torch.nn.Embedding(7, 5, padding_idx=0), torch.nn.Linear(5, 7, bias=False)
+        self.out.weight = self.embed.weight
+        self.again, self.leaking, self.idle = (torch.nn.Linear(5, 5) for _ in range(3))
+
+    def forward(self, ids):
+        hidden = self.again(self.again(self.embed(ids)).tanh())
+        return self.out(self.leaking(hidden) + self.leaking.weight.sum(0)).logsumexp(-1).sum()
+
+
+def test_matrices_used_outside_their_layer_are_left_to_autograd():
+    torch.manual_seed(0)
+    module, ids = Twice(), torch.tensor([[0, 1, 2, 0], [3, 3, 6, 1]])
+    names = tuple(name for name, _ in module.named_parameters())
+    loss = module(ids)
+    expected = torch.autograd.grad(loss, list(module.parameters()), allow_unused=True)
+    slopes = Slopes(module, names)
+    slopes.believe(lambda: module(ids[:1]))
+    value, found = slopes(lambda: module(ids))
+    assert value == pytest.approx(loss.item())
+    assert isinstance(found["again.weight"], list) and isinstance(found["embed.weight"], list)
+    assert isinstance(found["leaking.weight"], torch.Tensor) and "idle.bias" not in found
+    for name, slope in zip(names, expected, strict=True):
+        if slope is not None:
+            torch.testing.assert_close(dense(found[name], slope.shape), slope)

@@ -27,7 +27,8 @@ def marked(division, unit, module):
         piece = division.pieces[index]
         table = found[division.names[piece.parameter]]
         where = torch.arange(table.numel()).view(table.shape)
-        table.view(-1)[piece.of(where)] += 1
+        wide = where.view(len(where), -1)
+        table.view(-1)[piece.of(wide, *map(range, wide.shape))] += 1
     return found
 
 

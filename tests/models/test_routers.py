@@ -217,5 +217,7 @@ def test_a_loaded_model_routes_as_the_module_does(family, traced):
     model = traced(family)
     last = model.routers.run(TOKENS)
     with torch.no_grad():
-        torch.testing.assert_close(last, model.plain.base_model(TOKENS).last_hidden_state, atol=1e-6, rtol=1e-5)
+        expected = model.plain.base_model(TOKENS).last_hidden_state
+    # Sums of single precision, in an order that depends on where in memory they stand.
+    torch.testing.assert_close(last, expected, atol=5e-6, rtol=1e-5)
     assert wrap(model.plain, model.tokenizer).routers.rules == model.routers.rules

@@ -43,6 +43,11 @@ def browser_type_launch_args(browser_type_launch_args: dict, chromium: str) -> d
     return {**browser_type_launch_args, "executable_path": chromium, "args": ["--disable-gpu", *quiet]}
 
 
+@pytest.fixture
+def loops() -> None:
+    """Playwright's own loop, which all tests share, stays open."""
+
+
 @pytest.fixture(scope="session")
 def base_url() -> None:
     """No prefix: the tests name whole addresses. The plugin's own fixture warns, and warnings are errors here."""

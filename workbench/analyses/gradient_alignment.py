@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 
 from workbench.analyses._base import AnalysisError, analysis, at_least_one
-from workbench.analyses._gradients import Grams, Shelf, measures, said
+from workbench.analyses._gradients import measures, said
 from workbench.analyses._patching import chunks
 from workbench.analyses._several import (
     Encoded,
@@ -17,12 +17,12 @@ from workbench.analyses._several import (
     rows_of,
     said_of,
 )
+from workbench.analyses._shelf import Grams, Shelf
+from workbench.analyses._slopes import Slope, Slopes, together
 from workbench.progress import Cancelled, track
 from workbench.tasks import Prompts, Task
 
 if TYPE_CHECKING:
-    import torch
-
     from workbench.models.model import Model
     from workbench.models.parameters import Division, Unit
 
@@ -117,15 +117,14 @@ def gathered(
     """Inner products of all gradients, and the loss of every batch, [task, batch]; of the batches that were done."""
     from workbench.models.parameters import differentiable
 
-    module = differentiable(model.plain).requires_grad_(False)
-    parameters = dict(module.named_parameters())
-    chosen = {name: parameters[name].requires_grad_(True) for name in division.names}
+    slopes = Slopes(differentiable(model.plain), division.names)
     parts = [batches_of(each.prompts, batches) for each in read]
     work = [(b, t) for b in range(batches) for t in range(len(read))]
-    losses, dtype = np.zeros((len(read), batches)), str(next(iter(chosen.values())).dtype).removeprefix("torch.")
-    with Shelf(division, len(read), batches, dtype) as shelf:
+    losses = np.zeros((len(read), batches))
+    slopes.believe(lambda: answer_losses(slopes.module, rows_of(read[0].prompts, parts[0][0][:1])).sum())
+    with Shelf(division, len(read), batches) as shelf:
         for b, t in track(work, "gradient_alignment", len(work)):
-            losses[t, b], found = gradient(module, chosen, read[t].prompts, parts[t][b], batch)
+            losses[t, b], found = gradient(slopes, read[t].prompts, parts[t][b], batch)
             shelf.add(found)
             del found  # before the next one is made
         done = shelf.rows // len(read)
@@ -134,21 +133,13 @@ def gathered(
         return shelf.grams(), losses[:, :done]
 
 
-def gradient(
-    module: Any, parameters: "dict[str, torch.Tensor]", prompts: Prompts, rows: np.ndarray, batch: int
-) -> "tuple[float, dict[str, torch.Tensor]]":
-    """Mean loss of some prompts, and its gradient by parameter name; no `.grad` is touched."""
-    import torch
-
+def gradient(slopes: Slopes, prompts: Prompts, rows: np.ndarray, batch: int) -> tuple[float, dict[str, Slope]]:
+    """Mean loss of some prompts, and its gradient by parameter name."""
     total, summed = 0.0, {}
     for some in chunks(len(rows), batch):
-        with torch.enable_grad():
-            loss = answer_losses(module, rows_of(prompts, rows[some.start : some.stop])).sum() / len(rows)
-        found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-        for name, slope in zip(parameters, found, strict=True):
-            if slope is not None:
-                summed[name] = summed[name] + slope if name in summed else slope
-        total += float(loss.detach())
+        part = rows_of(prompts, rows[some.start : some.stop])
+        loss, found = slopes(lambda part=part: answer_losses(slopes.module, part).sum() / len(rows))
+        total, summed = total + loss, together(summed, found)
     return total, summed
 
 

@@ -49,14 +49,24 @@ class Piece:
     axis: int = 0
     places: tuple[int, ...] | None = None
 
-    def of(self, tensor: Tensor) -> Tensor:
-        """The part in a tensor shaped as the parameter, [size]."""
+    def of(self, block: Tensor, rows: range, columns: range) -> Tensor:
+        """What lies in a block [..., row, column] of the parameter as a table of its first axis and all others.
+
+        Args:
+            block: of some parameter-shaped tables.
+            rows: those of the table that are in the block.
+            columns: the same.
+
+        Returns:
+            [..., number], in the table's order.
+        """
         if self.places is None:
-            return tensor.reshape(-1)
-        start, count = self.places[0], len(self.places)
-        if self.places[-1] - start == count - 1:
-            return tensor.narrow(self.axis, start, count).reshape(-1)
-        return tensor.index_select(self.axis, torch.tensor(self.places, device=tensor.device)).reshape(-1)
+            return block.flatten(-2)
+        inside, axis = (rows, columns)[self.axis], block.ndim - 2 + self.axis
+        found = [place - inside.start for place in self.places if place in inside]
+        if not found or found[-1] - found[0] == len(found) - 1:
+            return block.narrow(axis, found[0] if found else 0, len(found)).flatten(-2)
+        return block.index_select(axis, torch.tensor(found, device=block.device)).flatten(-2)
 
 
 @dataclass(frozen=True)
@@ -88,17 +98,6 @@ class Division:
     def sizes(self) -> np.ndarray:
         """Numbers in each piece, int64 [piece]."""
         return np.array([piece.size for piece in self.pieces], dtype=np.int64)
-
-    @staticmethod
-    def _none(piece: Piece, gradients: Mapping[str, Tensor]) -> Tensor:
-        like = next(iter(gradients.values()), torch.zeros(0))
-        return torch.zeros(piece.size, dtype=like.dtype, device=like.device)
-
-    def cut(self, gradients: Mapping[str, Tensor]) -> Iterator[Tensor]:
-        """The pieces of a gradient, in their order, each [size]; zeros for a parameter that has none."""
-        for piece in self.pieces:
-            found = gradients.get(self.names[piece.parameter])
-            yield self._none(piece, gradients) if found is None else piece.of(found)
 
 
 def differentiable(module: nn.Module) -> Any:
