@@ -195,7 +195,7 @@ print(
 # the head is needed where it looks, and the same edit does harm.
 
 # %%
-rows, fewer = {}, wb.task("colored_objects", n=128)
+rows, fewer = {}, wb.task("colored_objects", n=64)
 for step in checkpoints("zoo/tasks")[1:]:
     ds = wb.run("repair", f"zoo/tasks@{step}", fewer, heads=inhibitor, weights=weights, draws=20)
     drawn = ds["accuracy_random"].values

@@ -30,7 +30,7 @@ from workbench.models.reference import checkpoints
 NAME = "zoo/tasks-moe"
 NAMES = ("ioi", "colored_objects", "induction", "greater_than", "subject_verb")
 model = wb.load(NAME)
-tasks = {name: wb.task(name) for name in NAMES}
+tasks = {name: wb.task(name, n=16) for name in NAMES}  # few prompts, so that this is quick; more narrow the intervals
 model
 
 # %% [markdown]
@@ -101,7 +101,7 @@ wb.show(drift)
 # Controls take an expert from as many random tokens.
 
 # %%
-closed = wb.run("expert_ablation", model, tasks["colored_objects"])
+closed = wb.run("expert_ablation", model, tasks["colored_objects"], length=32, sequences=8)
 at = closed.isel(closed["lost"].argmax(["layer", "expert"]))
 needed = expert_name(int(at["layer"]), int(at["expert"]))
 lost, controls = float(at["lost"]), float(at["lost_null_high"])
