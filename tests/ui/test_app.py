@@ -289,7 +289,7 @@ def test_stop_ends_a_long_job_and_the_page_stays_usable(page: Page, app: App) ->
 
 def test_another_person_s_page_answers_while_a_long_job_runs(page: Page, app: App, browser: Browser) -> None:
     visit(page, app)
-    choose(page, "Prompts a task", "512")
+    choose(page, "Prompts a task", "1024")
     page.get_by_text(re.compile(r"head_patching ioi: \d+ of \d+")).wait_for(timeout=SLOW)
     other = browser.new_context().new_page()
     visit(other, app)

@@ -162,7 +162,7 @@ def test_the_edges_shown_are_those_of_the_address_and_of_the_mark(page: Page, ap
 
     def expect_size(shown: int, address: int) -> None:
         expect(count).to_have_text(f"{shown} of {total} edges")
-        expect(page).to_have_url(re.compile(f"edges={address}$"))
+        expect(page).to_have_url(re.compile(f"edges={address}(&|$)"))
         mark = rf"^\s*{shown} edges \(.*\): f = {float(faithful['faithfulness'].sel(size=shown)):z.2f}, random "
         expect(curve.locator("text", has_text=re.compile(mark))).to_be_visible()
 

@@ -74,6 +74,11 @@ def wait_until_drawn(page: Page, colouring: str = "cloud") -> None:
     expect(page.locator(".rw-token-map")).to_have_attribute("data-drawn", f"{COUNT} {colouring}")
 
 
+def settle(page: Page) -> None:
+    """Until the page has drawn what the mouse did: moves within one frame would be one move."""
+    page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+
 def lasso(page: Page, *keys: str, zoom: float = 1, right: float = 0) -> tuple[np.ndarray, np.ndarray]:
     """Draws the polygon; which points are inside, and which can be told.
 
@@ -85,12 +90,13 @@ def lasso(page: Page, *keys: str, zoom: float = 1, right: float = 0) -> tuple[np
         page.keyboard.down(key)
     page.mouse.move(*corners[0])
     page.mouse.down()
+    settle(page)
     for corner in corners[1:]:
         page.mouse.move(*corner, steps=12)
-        page.wait_for_timeout(30)
+        settle(page)
     # Back towards the start; a lasso that ends there would count as a click.
     page.mouse.move(*(corners[0] + 0.03 * (corners[-1] - corners[0])), steps=12)
-    page.wait_for_timeout(30)
+    settle(page)
     page.mouse.up()
     for key in keys:
         page.keyboard.up(key)
@@ -125,7 +131,7 @@ def made(page: Page, serve):
 
 
 def test_a_lasso_takes_the_points_inside_it_and_keys_add_and_take_away(page: Page, made, until) -> None:
-    assert min(painted_shares(page, made.colours[0])) > 0.001
+    until(lambda: min(painted_shares(page, made.colours[0])) > 0.001)
     expect(status(page)).to_have_text("Nothing selected of 3,000 tokens")
     within, clear = lasso(page)
     until(lambda: made.selected != b"")
