@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from workbench.models.parameters import Division, Unit
 
 HELD = 2.5e8  # bytes of gradients kept in memory, at most
-BLOCK = 8e6  # bytes of all gradients multiplied at a time
+BLOCK = 1.6e7  # bytes of all gradients multiplied at a time
 SIDES = 3.2e7  # bytes of one side of their products that are held meanwhile
 LEAST = 16  # rows of a block, where there are so many: fewer make poor use of the processor
 
@@ -47,7 +47,7 @@ class Grams:
 
 
 Rows = Callable[[range], "torch.Tensor"]  # some rows of a tensor, wherever it stands
-Reader = Callable[["torch.Tensor", range], None]  # adds some rows of a gradient to a table [row, column]
+Reader = Callable[["torch.Tensor", range, int], None]  # some rows, into a table [row, column] times 0 or 1
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Shelf:
         if isinstance(slope, list):
             return [self._product(each) for each in slope]
         table = self._placed(slope.reshape(_table(slope.shape)))
-        return [Part(lambda columns: lambda out, rows: out.add_(table(rows)[:, columns.start : columns.stop]), 0)]
+        return [Part(lambda columns: lambda out, rows, _: out.copy_(table(rows)[:, columns.start : columns.stop]), 0)]
 
     def _product(self, product: Product) -> Part:
         tokens, right = len(product.right), self._placed(product.right.T)
@@ -120,12 +120,14 @@ class Shelf:
 
         def multiplied(columns: range) -> Reader:
             held = right(columns).T
-            return lambda out, rows: out.addmm_(left(rows), held)
+            return lambda out, rows, times: out.addmm_(left(rows), held, beta=times)
 
         def picked(columns: range) -> Reader:
             held, at = right(columns).T, left(range(tokens))
 
-            def add(out: "torch.Tensor", rows: range) -> None:
+            def add(out: "torch.Tensor", rows: range, times: int) -> None:
+                if not times:
+                    out.zero_()
                 inside = ((at >= rows.start) & (at < rows.stop)).nonzero().flatten()
                 out.index_add_(0, at[inside] - rows.start, held[inside])
 
@@ -195,11 +197,15 @@ class Shelf:
         for columns in _ranges(wide, most):
             readers = [[part.open(columns) for part in row] for row in parts]
             for rows in _ranges(tall, BLOCK / size / count / len(columns)):
-                block = self._like.new_zeros(count, len(rows), len(columns))
+                block = self._like.new_empty(count, len(rows), len(columns))
                 for out, row in zip(block, readers, strict=True):
-                    for read in row:
-                        read(out, rows)
+                    for place, read in enumerate(row or [_nothing]):
+                        read(out, rows, min(place, 1))
                 yield block, rows, columns
+
+
+def _nothing(out: "torch.Tensor", rows: range, times: int) -> None:
+    out.zero_()
 
 
 def _ranges(length: int, most: float) -> Iterator[range]:

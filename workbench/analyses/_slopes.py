@@ -61,12 +61,13 @@ class Slopes:
         self.module = module
         self._wanted = {name: parameters[name] for name in names}
         self._owners = _owners(module, self._wanted)
-        self._kept: list[tuple[Any, Any, Any]] = []
+        self._kept: list[tuple[Any, Any, Any]] = []  # of each call: the layer, what went in, what came out
         self._mark()
 
-    def _mark(self) -> None:
+    def _mark(self, *also: str) -> None:
+        """Let autograd differentiate what no product gives, and some more."""
         self.module.requires_grad_(False)
-        self._plain = {name: value for name, value in self._wanted.items() if name not in self._owners}
+        self._plain = {name: self._wanted[name] for name in self._wanted if name not in self._owners or name in also}
         for value in self._plain.values():
             value.requires_grad_(True)
 
@@ -74,37 +75,44 @@ class Slopes:
         """Leave to autograd what the products do not give: a weight that is also used outside its layer.
 
         Args:
-            loss: of a prompt or two, which is differentiated both ways.
+            loss: of a prompt or two, which is differentiated both ways; compared is what both make of a random vector.
         """
         import torch
 
-        products = {name: dense(slope, self._wanted[name].shape) for name, slope in self(loss)[1].items()}
-        owners, self._owners = self._owners, {}
-        self._mark()
-        plain = self(loss)[1]
-        for name in owners:
-            one, other = (found.get(name, torch.zeros_like(self._wanted[name])) for found in (products, plain))
-            if float((one - other).abs().max()) <= ALIKE * float(other.abs().max()):
-                self._owners[name] = owners[name]
+        self._mark(*self._owners)
+        _, plain, products = self._both(loss)
+        drawn = torch.Generator().manual_seed(0)
+        for name in list(self._owners):
+            expected = plain.get(name, torch.zeros_like(self._wanted[name]))
+            vector = torch.randn(expected.shape[1], generator=drawn).to(expected)
+            expected, found = expected @ vector, torch.zeros_like(expected[:, 0])
+            for product in products.get(name, []):
+                Product(product.left, (product.right @ vector)[:, None]).onto(found[:, None])
+            if float((found - expected).abs().max()) > ALIKE * float(expected.abs().max()):
+                del self._owners[name]
         self._mark()
 
     def __call__(self, loss: "Callable[[], torch.Tensor]") -> "tuple[float, dict[str, Slope]]":
         """What `loss` gives, a scalar, and its `Slope` by parameter name."""
+        value, plain, products = self._both(loss)
+        return value, {**plain, **products}
+
+    def _both(
+        self, loss: "Callable[[], torch.Tensor]"
+    ) -> "tuple[float, dict[str, torch.Tensor], dict[str, list[Product]]]":
+        """A loss, and what autograd and the layers give of its gradient."""
         import torch
 
         with torch.enable_grad(), self._watching():
             value = loss()
-        ways = [*(out for _, _, out in self._kept), *self._plain.values()]
-        slopes = torch.autograd.grad(value, ways, allow_unused=True)
-        found: dict[str, Slope] = {}
-        for (layer, given, _), slope in zip(self._kept, slopes[: len(self._kept)], strict=True):
+        kept, self._kept = self._kept, []
+        slopes = torch.autograd.grad(value, [*(out for *_, out in kept), *self._plain.values()], allow_unused=True)
+        plain = {name: s for name, s in zip(self._plain, slopes[len(kept) :], strict=True) if s is not None}
+        products: dict[str, list[Product]] = {}
+        for (layer, given, _), slope in zip(kept, slopes, strict=False):
             if slope is not None:
-                found.setdefault(self._names[id(layer)], []).append(_product(layer, given, slope))
-        self._kept = []  # lets go of the activations
-        for name, slope in zip(self._plain, slopes[-len(self._plain) or len(slopes) :], strict=True):
-            if slope is not None:
-                found[name] = slope
-        return float(value.detach()), found
+                products.setdefault(self._names[id(layer)], []).append(_product(layer, given, slope))
+        return float(value.detach()), plain, products
 
     @contextlib.contextmanager
     def _watching(self) -> Iterator[None]:
