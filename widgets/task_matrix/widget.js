@@ -203,16 +203,16 @@ class Matrix {
     return this.root.contains(activeElement) ? cellIndex(activeElement) : -1;
   }
 
-  /** Shows the tooltip of a cell on whichever side has room; -1 hides it. @param {number} index */
+  /** Shows the tooltip under a cell, or above it for want of room; -1 hides it. @param {number} index */
   point(index) {
     const { tip, root, cells } = this;
     tip.hidden = index < 0 || !cells.length;
     if (tip.hidden) return;
     tip.replaceChildren(...this.lines(index));
     const [cell, box] = [cells[index].getBoundingClientRect(), root.getBoundingClientRect()];
-    const [right, left] = [cell.right - box.left + 8, cell.left - box.left - tip.offsetWidth - 8];
-    tip.style.left = `${Math.max(0, right + tip.offsetWidth <= box.width ? right : left)}px`;
-    tip.style.top = `${Math.max(0, Math.min(cell.top - box.top - 4, box.height - tip.offsetHeight))}px`;
+    const [under, above] = [cell.bottom - box.top + 5, cell.top - box.top - tip.offsetHeight - 5];
+    tip.style.left = `${Math.max(0, Math.min(cell.left - box.left, box.width - tip.offsetWidth))}px`;
+    tip.style.top = `${Math.max(0, under + tip.offsetHeight <= box.height ? under : above)}px`;
   }
 
   /** @param {number} index a cell off the diagonal, or -1 to clear */
@@ -266,15 +266,19 @@ function render({ model, el }) {
   const matrix = new Matrix(model);
   const redraw = together(() => matrix.draw());
   const reselect = () => matrix.showSelected();
-  const observer = new ResizeObserver(() => matrix.fit());
+  const refit = () => matrix.fit();
+  const observer = new ResizeObserver(refit);
   el.append(matrix.root);
   matrix.listen();
   matrix.draw();
   for (const name of DATA_TRAITS) model.on(`change:${name}`, redraw);
   model.on("change:selected", reselect);
   observer.observe(matrix.root);
+  // Names are measured, and a host's font may come after them.
+  document.fonts.addEventListener("loadingdone", refit);
   return () => {
     observer.disconnect();
+    document.fonts.removeEventListener("loadingdone", refit);
     for (const name of DATA_TRAITS) model.off(`change:${name}`, redraw);
     model.off("change:selected", reselect);
     matrix.root.remove();
