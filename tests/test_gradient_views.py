@@ -14,6 +14,7 @@ import synthetic
 from workbench.views import VIEWS, ViewError, compatible, link, show
 
 PAIRS = ("gradient_matrix", "gradient_layers", "gradient_parts", "gradient_heads")
+WIDGETS = ("gradient_matrix", "gradient_heads")
 RESULTS = {name: synthetic.aligned for name in PAIRS}
 RESULTS |= {"gradient_training": synthetic.aligned_in_training, "saliency_shares": synthetic.salient}
 
@@ -41,37 +42,56 @@ def test_a_result_with_a_dimension_too_many_is_refused(name):
         show(RESULTS[name]().expand_dims(method=["x", "y"]), name)
 
 
-@pytest.mark.parametrize("name", [name for name in RESULTS if name != "gradient_heads"])
+@pytest.mark.parametrize("name", [name for name in RESULTS if name not in WIDGETS])
 def test_names_are_shown_as_they_are_written(name):
     text = text_of(show(RESULTS[name](), name))
     assert "&lt;b&gt;" in text and "<b>" not in text and "n = 5" in text
 
 
-def test_a_matrix_colours_what_is_clear_mutes_the_rest_and_says_the_ceiling():
+def held(matrix, name: str, *shape: int) -> np.ndarray:
+    """What a trait of bytes of a matrix of three tasks holds."""
+    return np.frombuffer(getattr(matrix, name), "u1" if name == "clear" else "<f4").reshape(shape or (3, 3))
+
+
+def test_a_matrix_holds_the_cosines_their_noise_and_the_ceiling():
     ds = synthetic.aligned()
-    figure = show(ds, "gradient_matrix", module="L0.W_V")
-    part = ds.sel(module="L0.W_V")
-    ((coloured, grey),) = maps(figure)
-    cosine, clear, own = part["cosine"].values, part["clear"].values > 0, np.eye(3, dtype=bool)
-    np.testing.assert_array_equal(coloured.z, np.where(clear & ~own, cosine, np.nan))
-    np.testing.assert_array_equal(np.isfinite(grey.z), ~clear & ~own)
-    off = [(i, j) for i in range(3) for j in range(3) if i != j]
-    for i, j in off:
-        words = (coloured if clear[i, j] else grey).text[i][j]
-        assert float(words) == pytest.approx(cosine[i, j], abs=0.005)
-        assert f"{part['cosine_low'].values[i, j]:.3f} to" in coloured.customdata[i][j]
-        assert f"{1.96 * 0.05:.3f}" in coloured.customdata[i][j]
-    diagonal = figure.data[-1]
-    assert list(diagonal.text) == [f"({value:z.2f})" for value in part["ceiling"].values]
-    assert coloured.zmax == -coloured.zmin == pytest.approx(max(0.2, *(abs(cosine[at]) for at in off)))
-    assert "W_V of layer 0, 1,005 parameters" in figure.layout.title.text
+    matrix, part = show(ds, "gradient_matrix", module="L0.W_V"), ds.sel(module="L0.W_V")
+    assert matrix.names == ds["task"].values.tolist() and "<b>" in matrix.names[0]  # the widget shows plain text
+    for trait, name in (("values", "cosine"), ("low", "cosine_low"), ("high", "cosine_high"), ("clear", "clear")):
+        np.testing.assert_allclose(held(matrix, trait), part[name].values, rtol=1e-6)
+    np.testing.assert_allclose(held(matrix, "diagonal", 3), part["ceiling"].values, rtol=1e-6)
+    own, shown = np.eye(3, dtype=bool), part["clear"].values > 0
+    floor, conflict, corrected = held(matrix, "detail_values", 3, 3, 3)
+    assert [detail.format("n") for detail in matrix.details] == [
+        "unrelated gradients: ±n",
+        "n% of pairs of batches in conflict",
+        "corrected for noise: n",
+    ]
+    np.testing.assert_allclose(floor, np.where(own, np.nan, 1.96 * 0.05), rtol=1e-6)
+    np.testing.assert_allclose(conflict, 100 * part["conflict"].values, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(corrected, np.where(own | ~shown, np.nan, part["cosine"].values), rtol=1e-6)
+    assert matrix.limit == pytest.approx(max(0.2, abs(part["cosine"].values[~own]).max()))
+    assert matrix.title == "Gradient alignment of tasks, L0.W_V: zoo/tasks" and matrix.signed
+    assert matrix.note.split("\n")[:3] == [
+        "n = 5",
+        "W_V of layer 0, 1,005 parameters · 2 batches a task",
+        ds.attrs["sign"],
+    ]
 
 
 def test_a_task_without_a_gradient_is_said_to_have_none():
-    figure = show(synthetic.aligned(), "gradient_matrix", module="L1H2")
-    ((_, grey),) = maps(figure)
-    assert grey.text[0][2] == grey.text[2][1] == "no gradient" and figure.data[-1].text[2] == "no gradient"
-    assert "no gradient" not in (grey.text[0][1], figure.data[-1].text[0])
+    matrix = show(synthetic.aligned(), "gradient_matrix", module="L1H2")
+    silent = np.array([False, False, True])
+    quiet = silent[:, None] | silent
+    np.testing.assert_array_equal(np.isnan(held(matrix, "values")), quiet)
+    np.testing.assert_array_equal(np.isnan(held(matrix, "diagonal", 3)), silent)
+    assert np.isnan(held(matrix, "detail_values", 3, 3, 3)[:, quiet]).all() and matrix.absent == "no gradient"
+
+
+def test_a_pair_of_tasks_is_no_head_to_link():
+    ds = synthetic.aligned()
+    with pytest.raises(ViewError, match="TaskMatrix"):
+        link(show(ds, "gradient_heads"), show(ds, "gradient_matrix"))
 
 
 def test_layers_are_on_one_scale_and_any_matrix_can_be_asked_for():

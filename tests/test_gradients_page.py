@@ -148,6 +148,25 @@ def test_the_headline_of_tasks_is_the_most_opposed_pair_beside_its_noise(aligned
     assert by_hand(aligned, "all", 0, 1) in two and "pairs of tasks" not in two
 
 
+def test_a_cell_and_the_field_below_choose_the_same_pair(aligned):
+    names, made = aligned["task"].values.tolist(), part("Tasks")
+    made._results, made._drawn = [aligned], made._specs()
+    finish(made._draw())
+    matrix, field = made._matrix.component, made._pair
+    assert matrix.names == names and (matrix.selected, field.value) == ([0, 1], f"{names[0]}\n{names[1]}")
+    for cell, pair in (([2, 1], (1, 2)), ([0, 2], (0, 2)), ([2, 0], (0, 2))):
+        matrix.selected = cell
+        assert (matrix.selected, field.value) == (cell, f"{names[pair[0]]}\n{names[pair[1]]}")
+        assert f"{names[pair[0]]} and {names[pair[1]]}" in str(made._parts._figure.layout.title.text)
+    matrix.selected = []
+    assert matrix.selected == [0, 2], "the pair below is always outlined"
+    field.value = f"{names[1]}\n{names[2]}"
+    assert matrix.selected == [1, 2]
+    made._results = [aligned.isel(task=[2, 1], receiver=[2, 1])]
+    finish(made._draw())
+    assert (matrix.selected, field.value) == ([0, 1], f"{names[2]}\n{names[1]}")
+
+
 def test_layers_count_the_pairs_outside_the_noise(aligned):
     said = gradient_layers.summary(aligned)
     upper = np.triu(np.ones((3, 3), bool), 1)

@@ -22,7 +22,7 @@ ADDRESS = {
 }
 CORRUPTIONS = {"greater_than": "year_01", "induction": "value_swap"}
 TASKS = f"induction:{CORRUPTIONS['induction']}"
-FIGURES = {"Tasks": 2, "Layers": 1, "Heads": 0, "Training": 1, "Saliency": 1}
+FIGURES = {"Tasks": 1, "Layers": 1, "Heads": 0, "Training": 1, "Saliency": 1}
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +61,11 @@ def test_each_part_draws_what_python_finds(page: Page, app: App, monkeypatch: py
     expect(headline(page)).to_contain_text(
         f"{one} and {other} have a cosine of {value:z.3f} ({low:z.3f} to {high:z.3f};"
     )
+    both = page.get_by_role("gridcell", name=f"{other} and {one}, {value:.3f}, interval {low:.3f} to {high:.3f}")
+    both.click()
+    expect(both).to_have_attribute("aria-selected", "true")
+    page.keyboard.press("Escape")  # the pair is still shown below, so that its outline comes back
+    expect(page.get_by_role("gridcell", name=f"{one} and {other}, ")).to_have_attribute("aria-selected", "true")
     tab(page, "Layers").click()
     wait_for(page, "Layers")
     lowest = float(ds["cosine"].sel(module="L0")[0, 1])

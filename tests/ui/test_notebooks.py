@@ -6,7 +6,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
-WIDGETS = ".rw-head-grid, .rw-attention, .rw-attention-row, .rw-circuit, .rw-token-map"
+WIDGETS = ".rw-head-grid, .rw-attention, .rw-attention-row, .rw-circuit, .rw-task-matrix, .rw-token-map"
 WIDGET, FIGURE = "application/vnd.jupyter.widget-view+json", "application/vnd.plotly.v1+json"
 # Kinds of output of each code cell's last line; a progress bar is a display, not a result.
 SHOWN = """() => jupyterapp.shell.currentWidget.content.widgets.filter(cell => cell.model.type === 'code')

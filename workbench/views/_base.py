@@ -13,10 +13,12 @@ import plotly.graph_objects as go
 import xarray as xr
 from traitlets import TraitError
 
+from widgets import AttentionView, CircuitGraph
 from widgets.head_grid import HeadGrid, pack
 from workbench import theme
 from workbench.registry import Registry, WorkbenchError
 
+OF_HEADS = (AttentionView, CircuitGraph, HeadGrid)  # widgets whose `selected` is a head
 NAMED = ("task", "receiver", "component")  # dimensions whose labels say enough as titles
 
 
@@ -109,7 +111,7 @@ def link(*widgets: anywidget.AnyWidget) -> None:
     Raises:
         ViewError: for a widget in which no head can be selected.
     """
-    if deaf := [type(widget).__name__ for widget in widgets if not widget.has_trait("selected")]:
+    if deaf := [type(widget).__name__ for widget in widgets if not isinstance(widget, OF_HEADS)]:
         raise ViewError(
             f"No head can be selected in a {deaf[0]}; link head maps, circuit graphs and attention viewers."
         )

@@ -1,12 +1,11 @@
-"""Task by task: how far the gradients of every two tasks agree on one part of the model."""
+"""Task by task: how far the gradients of every two tasks point the same way, beside what noise allows."""
 
 import numpy as np
-import plotly.graph_objects as go
 import xarray as xr
 
-from workbench import theme
-from workbench.views._base import heading, only, pick, view
-from workbench.views._gradients import NEEDED, NOTE, colours, diagonal, heat, limit, said, tables, written
+from widgets.task_matrix import TaskMatrix, pack
+from workbench.views._base import Drawing, caption, only, pick, view
+from workbench.views._gradients import NEEDED, NOTE, limit, tables
 from workbench.views._training import model_of
 
 
@@ -15,25 +14,41 @@ from workbench.views._training import model_of
     variables={*NEEDED, "norm"},
     about="Cosine of every two tasks' gradients on one module; what lies inside the noise is grey, diagonal: ceiling.",
 )
-def gradient_matrix(ds: xr.Dataset, module: str = "all") -> go.Figure:
-    """A matrix of one `module`; intervals and the share of conflicting batches on hover."""
+def gradient_matrix(ds: xr.Dataset, module: str = "all") -> Drawing:
+    """A matrix of one `module`; intervals, the floor and the share of conflicting batches on hover."""
     part = pick(ds, module=module)
     found = tables(part, "task", "receiver")
-    names = [theme.plain(task) for task in part["task"].values]
-    own, silent = np.eye(len(names), dtype=bool), only(part, "norm", "task").values == 0
-    values = np.where(own, np.nan, found["cosine"])
-    clear, end = found["clear"].astype(bool), limit(found["cosine"][~own])
-    hover = said(found, part["task"].values.tolist())
-    words = written(found["cosine"], silent)
-    figure = go.Figure(heat(values, clear, names, names, hover, words, **colours(end)))
-    figure.add_trace(diagonal(names, found["ceiling"], silent))
-    count = int(part["parameters"])
-    notes = f"{_which(part)}, {count:,} parameters · {ds.attrs['batches']} batches a task", NOTE
-    figure.update_layout(**heading(ds, f"Gradient alignment of tasks, {module}: {model_of(ds)}", *notes))
-    figure.update_layout(height=200 + 60 * len(names))
-    figure.update_xaxes(type="category", showgrid=False)
-    figure.update_yaxes(type="category", autorange="reversed", showgrid=False)
-    return figure
+    silent = only(part, "norm", "task").values == 0
+    own, quiet = np.eye(len(silent), dtype=bool), silent[:, None] | silent
+    packed = pack(
+        np.where(quiet, np.nan, found["cosine"]),
+        part["task"].values.tolist(),
+        low=found["cosine_low"],
+        high=found["cosine_high"],
+        clear=found["clear"],
+        diagonal=np.where(silent, np.nan, found["ceiling"]),
+        details=_details(found, quiet, own),
+    )
+    words = {"absent": "no gradient", "diagonal_name": "ceiling", "quantity": "cosine", "note": _note(part)}
+    title = f"Gradient alignment of tasks, {module}: {model_of(ds)}"
+    return Drawing(TaskMatrix, packed | words | {"title": title, "limit": limit(found["cosine"][~own])})
+
+
+def _details(found: dict[str, np.ndarray], quiet: np.ndarray, own: np.ndarray) -> dict[str, np.ndarray]:
+    """What is said of a pair beside its cosine; NaN where it does not apply."""
+    corrected = found["disattenuated"]
+    return {
+        "unrelated gradients: ±{}": np.where(quiet | own, np.nan, 1.96 * found["floor"]),
+        "{}% of pairs of batches in conflict": np.where(quiet, np.nan, 100 * found["conflict"]),
+        "corrected for noise: {}": np.where(quiet | own | (corrected == 0), np.nan, corrected),
+    }
+
+
+def _note(part: xr.Dataset) -> str:
+    """The lines under the title: prompts, the module and its batches, the sign, and what has a colour."""
+    size = f"{_which(part)}, {int(part['parameters']):,} parameters · {part.attrs['batches']} batches a task"
+    lines = (caption(part), size, str(part.attrs["sign"]), NOTE.partition(";")[0])
+    return "\n".join(line for line in lines if line)
 
 
 def _which(part: xr.Dataset) -> str:
