@@ -36,6 +36,17 @@ def track(items: Iterable[Item], what: str, total: int) -> Iterator[Item]:
         go_on = report(what, done, total)
 
 
+def tell(what: str, done: int, total: int) -> None:
+    """Say where work stands that has a loop of its own; nothing where nobody listens.
+
+    Raises:
+        Cancelled: when it should stop.
+    """
+    report = _report.get()
+    if report is not None and not report(what, done, total):
+        raise Cancelled("Stopped.")
+
+
 @contextlib.contextmanager
 def reporting(report: Report) -> Iterator[None]:
     """Within the block, `track` tells `report` instead of drawing a bar."""

@@ -164,17 +164,17 @@ def test_umap_keeps_planted_clusters_apart_and_repeats():
     assert first.dtype == np.float32 and first.shape == (120, 2)
 
 
-def test_umap_of_a_model_says_what_it_worked_on_and_can_be_stopped_before(traced):
+def test_umap_of_a_model_says_what_it_worked_on_and_can_be_stopped_midway(traced):
     model = traced("gpt2")
-    phases = []
+    heard = []
 
     def report(what: str, done: int, total: int) -> bool:
-        phases.append(what)
+        heard.append((what, done, total))
         return not what.startswith("UMAP")
 
     with pytest.raises(Cancelled, match="before UMAP had placed"), reporting(report):
         embedding(model, TASK, method="umap", n_neighbors=5, **SMALL)
-    assert phases[-1] == "UMAP of 44 tokens"
+    assert heard[-1] == ("UMAP of 44 tokens", 0, 500)  # epochs
     ds = embedding(model, TASK, method="umap", n_neighbors=5, **SMALL)
     assert ds.attrs["umap_input"] == "all 32 numbers of a token" and "variance_x" not in ds.attrs
     assert ds["trustworthiness"] > ds["trustworthiness_null"] + 0.2

@@ -1,8 +1,11 @@
 """Many numbers a token become two, and what that keeps of who was near whom, beside chance."""
 
+import io
 import warnings
 
 import numpy as np
+
+from workbench.progress import tell
 
 INPUT = 50  # principal components that UMAP works on where tokens have more numbers
 CHUNK = 4096  # tokens at once, so that no second copy of all numbers is made
@@ -33,13 +36,33 @@ def _chunks(values: np.ndarray, mean: np.ndarray):
 
 
 def umap(values: np.ndarray, n_neighbors: int, min_dist: float, seed: int) -> np.ndarray:
-    """UMAP of [token, number], float32 [token, 2]; the same for the same seed, on one core."""
+    """UMAP of [token, number], float32 [token, 2]; the same for the same seed, on one core.
+
+    Raises:
+        Cancelled: when it is stopped while it lays the tokens out; looking for neighbours before cannot be stopped.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ImportWarning)  # it says that TensorFlow is missing, which nothing here needs
         from umap import UMAP
 
-    reducer = UMAP(n_neighbors=n_neighbors, min_dist=min_dist, random_state=seed, n_jobs=1)
+    told = {"disable": False, "file": _Epochs(f"UMAP of {len(values)} tokens"), "bar_format": "{n} {total}"}
+    reducer = UMAP(n_neighbors=n_neighbors, min_dist=min_dist, random_state=seed, n_jobs=1, tqdm_kwds=told)
     return np.asarray(reducer.fit_transform(values), dtype=np.float32)
+
+
+class _Epochs(io.StringIO):
+    """What UMAP's progress bar writes to: it tells on which epoch UMAP is, and raises Cancelled when it should stop."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self._what = what
+
+    def write(self, text: str) -> int:
+        """Take "epoch, of all"; the bar clears its line too."""
+        numbers = text.split()
+        if len(numbers) == 2:
+            tell(self._what, *map(int, numbers))
+        return len(text)
 
 
 def distances(values: np.ndarray) -> np.ndarray:

@@ -228,16 +228,14 @@ def _placer(method: str, n_neighbors: int, min_dist: float, count: int, seed: in
         raise AnalysisError(f"n_neighbors is {n_neighbors} and min_dist {min_dist}; use 2 to {count - 1}, and 0 to 1.")
 
     def by_umap(values: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
-        found = []
-        for _ in track(range(1), f"UMAP of {len(values)} tokens", 1):
-            said = f"all {values.shape[1]} numbers of a token"
-            if values.shape[1] > INPUT:
-                values, share = principal(values, INPUT)
-                said = f"the first {INPUT} principal components, {share.sum():.1%} of the variance"
-            found.append((umap(values, n_neighbors, min_dist, seed), {"umap_input": said}))
-        if not found:
-            raise Cancelled("Stopped before UMAP had placed the tokens, so there is no map to keep.")
-        return found[0]
+        said = f"all {values.shape[1]} numbers of a token"
+        if values.shape[1] > INPUT:
+            values, share = principal(values, INPUT)
+            said = f"the first {INPUT} principal components, {share.sum():.1%} of the variance"
+        try:
+            return umap(values, n_neighbors, min_dist, seed), {"umap_input": said}
+        except Cancelled:
+            raise Cancelled("Stopped before UMAP had placed the tokens, so there is no map to keep.") from None
 
     return by_umap
 
