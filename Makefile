@@ -9,7 +9,7 @@ app: .venv/made
 
 test: .venv/made
 	$(BIN)/python -m pytest --ignore tests/ui -n auto --dist worksteal
-	$(BIN)/python -m pytest tests/ui
+	$(BIN)/python -m pytest tests/ui -n 2 --dist loadfile
 
 lint: .venv/made
 	$(BIN)/ruff check .

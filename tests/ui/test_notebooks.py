@@ -1,11 +1,13 @@
-"""The notebooks in a real JupyterLab: every cell runs, and what it shows is drawn."""
+"""The tour in a real JupyterLab: every cell runs, what it shows is drawn, and what is picked is picked everywhere.
+
+All notebooks run in kernels of their own in `test_notebook_files`; each widget is drawn in JupyterLab by its own tests.
+"""
 
 from pathlib import Path
 
-import pytest
 from playwright.sync_api import Page, expect
 
-NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
+TOUR = Path(__file__).parents[2] / "notebooks" / "00_tour.ipynb"
 WIDGETS = ".rw-head-grid, .rw-attention, .rw-attention-row, .rw-circuit, .rw-task-matrix, .rw-token-map"
 WIDGET, FIGURE = "application/vnd.jupyter.widget-view+json", "application/vnd.plotly.v1+json"
 # Kinds of output of each code cell's last line; a progress bar is a display, not a result.
@@ -15,9 +17,8 @@ SHOWN = """() => jupyterapp.shell.currentWidget.content.widgets.filter(cell => c
   .flatMap(output => Object.keys(output.data))"""
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_runs_in_jupyterlab_and_draws(path: Path, page: Page, run_notebook) -> None:
-    opened = run_notebook(path)
+def test_the_tour_draws_and_links_what_it_shows(page: Page, run_notebook) -> None:
+    opened = run_notebook(TOUR)
     assert opened.errors() == []
     shown = page.evaluate(SHOWN)
     # As many drawn as the kernel sent, each with something in it.
@@ -34,9 +35,6 @@ def test_a_notebook_runs_in_jupyterlab_and_draws(path: Path, page: Page, run_not
     expect(page.get_by_text("Error displaying widget")).to_have_count(0)
     expect(page.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.stderr']")).to_have_count(0)
 
-
-def test_the_tour_links_what_it_shows(page: Page, run_notebook) -> None:
-    opened = run_notebook(next(path for path in NOTEBOOKS if path.stem == "00_tour"))
     first = page.locator(".rw-head-grid").first
     cell = first.get_by_role("gridcell").nth(1)
     cell.scroll_into_view_if_needed()
