@@ -17,7 +17,7 @@ from workbench.app.runner import Runner, Stale
 from workbench.app.sidebar import Sidebar, offered_models
 from workbench.engine import specify
 from workbench.models.card import Card, Check
-from workbench.models.reference import checkpoints, zoo_names
+from workbench.models.reference import checkpoints, find, zoo_names
 from workbench.progress import Cancelled
 from workbench.registry import WorkbenchError
 from workbench.session import Session
@@ -133,8 +133,10 @@ def test_only_whole_models_of_a_folder_are_offered(saved, tmp_path):
     (tmp_path / "pickled").mkdir()
     (tmp_path / "pickled" / "pytorch_model.bin").write_bytes(b"")
     (tmp_path / "pickled" / "config.json").write_text("{}")
-    assert offered_models(None) == zoo_names()
-    assert offered_models(str(tmp_path)) == [*zoo_names(), str(tmp_path / "good")]
+    zoo = offered_models(None)
+    assert set(zoo_names()) < set(zoo) and "zoo/skills:ioi" in zoo  # each task has its own mix of skills
+    assert all(find(name).reference == name for name in zoo)
+    assert offered_models(str(tmp_path)) == [*zoo, str(tmp_path / "good")]
     with pytest.raises(WorkbenchError, match="There is no folder"):
         offered_models(str(tmp_path / "nowhere"))
 

@@ -12,12 +12,13 @@ import pytest
 import xarray as xr
 
 from workbench.analyses import ANALYSES
-from workbench.app.sidebar import offered_runs, references
+from workbench.app.sidebar import offered_runs
 from workbench.app.tune_form import OF_ROUTERS, TELEMETRY, Form, in_words, python
 from workbench.app.tune_mixture import Mixture, allowed
 from workbench.app.tune_runs import traced
 from workbench.app.tune_watch import Log, Telemetry, Watch, duration
 from workbench.methods import METHODS
+from workbench.models.reference import references
 from workbench.registry import WorkbenchError
 from workbench.runs import Run
 from workbench.session import Session
@@ -167,8 +168,8 @@ def test_a_run_is_traced_on_the_prompts_that_were_held_out(make):
     }
     Session().param.update(**found)
     parts = tune(make(method="separate_lora"))
-    assert references(parts) == [f"{parts.reference}:ioi", f"{parts.reference}:subject_verb"]
-    assert set(offered_runs()) == {run.reference, *references(parts)}
+    assert references(parts.reference) == [f"{parts.reference}:ioi", f"{parts.reference}:subject_verb"]
+    assert set(offered_runs()) == {run.reference, *references(parts.reference)}
 
 
 def test_the_estimate_is_said_with_what_is_known_of_the_same_run(make):

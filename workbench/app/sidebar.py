@@ -10,11 +10,9 @@ import panel as pn
 import panel_material_ui as pmui
 
 from workbench.app.runner import Runner
-from workbench.methods import METHODS
 from workbench.models.card import MARKS, Card
-from workbench.models.reference import checkpoints, find, run_names, zoo_names
+from workbench.models.reference import checkpoints, find, references, run_names, zoo_names
 from workbench.registry import WorkbenchError
-from workbench.runs import Run
 from workbench.session import Session
 from workbench.tasks import TASKS
 
@@ -126,30 +124,20 @@ def offered_runs() -> list[str]:
     """The fine-tunes that have a checkpoint, the latest first; where each task has a part of its own, by task too."""
     found = []
     for name in run_names():
-        try:
-            found += references(Run(name.removeprefix("run/")))
-        except WorkbenchError:
-            continue  # damaged, which the list of runs says
+        with contextlib.suppress(WorkbenchError, ValueError):  # damaged, which the list of runs says
+            found += references(name)
     return found
 
 
-def references(run: Run) -> list[str]:
-    """By which a run's last checkpoint is loaded: as a whole, and each task's part where there are such."""
-    spec = run.spec
-    parts = [f"{run.reference}:{title}" for title in spec.titles] if METHODS[spec.method].per_task else []
-    with contextlib.suppress(WorkbenchError):  # raised where one of the parts must be chosen
-        parts.insert(0, find(run.reference).reference)
-    return parts
-
-
 def offered_models(root: str | None) -> list[str]:
-    """The zoo and, where a folder of models is named, each whole model directory directly under it.
+    """The zoo, by task too where each has a part of its own; and each model directly under a folder, if one is named.
 
     Raises:
         WorkbenchError: when there is no such folder.
     """
+    zoo = [reference for name in zoo_names() for reference in references(name)]
     if not root:
-        return zoo_names()
+        return zoo
     if not Path(root).expanduser().is_dir():
         raise WorkbenchError(f"There is no folder '{root}'; name one whose directories are models.")
     found = []
@@ -158,4 +146,4 @@ def offered_models(root: str | None) -> list[str]:
             found.append(find(folder).reference)
         except WorkbenchError:
             continue  # not a model, or one that loading would refuse
-    return zoo_names() + found
+    return zoo + found

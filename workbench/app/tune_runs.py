@@ -13,11 +13,11 @@ import param
 from panel.custom import AnyWidgetComponent
 
 from workbench.app.parts import CodeBox, FigureSlot, Note, Theme, heading, plain
-from workbench.app.sidebar import references
 from workbench.app.tune_form import python
 from workbench.app.tune_watch import Standing, Telemetry, Watch
 from workbench.engine import submit_tune, tunes
 from workbench.jobs import TuneJob
+from workbench.models.reference import references
 from workbench.registry import WorkbenchError
 from workbench.runs import Run
 from workbench.session import Session
@@ -220,7 +220,7 @@ class RunsPart(pn.viewable.Viewer):
 
 def traced(spec: Spec, run: Run) -> dict[str, Any]:
     """What the session is to look at so that a run's model is traced on the prompts that were held out."""
-    model = next(iter(references(run)), run.reference)
+    model = references(run.reference)[0]
     found: dict[str, Any] = {"model": model, "checkpoint": "final", "seed": spec.seed, "page": 0, "part": 0}
     if 8 <= spec.held <= 1024:
         found["n"] = spec.held

@@ -89,6 +89,14 @@ def _kept(kind: str, name: str) -> Path:
     return (ZOO if kind == "zoo" else home() / "runs") / name / "checkpoints"
 
 
+def references(name: str) -> list[str]:
+    """By which a model of the zoo or a fine-tune is loaded: as a whole, where it is one, and each task's part of it."""
+    kind, _, short = name.partition("/")
+    folder = ZOO / short if kind == "zoo" else _kept(kind, short) / f"step_{checkpoints(name)[-1]:05d}"
+    whole = [] if (folder / "task_0").is_dir() else [name]
+    return whole + [f"{name}:{task}" for task in tasks_of(folder)]
+
+
 def find(reference: str | os.PathLike) -> Source:
     """The directory a reference points to, fetched from the hub if it must be, and checked.
 
