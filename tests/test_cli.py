@@ -419,15 +419,11 @@ def test_a_signal_leaves_a_checkpoint_from_which_the_same_command_goes_on(
 
 def test_two_processes_of_accelerate_give_what_one_gives(written, tmp_path, monkeypatch):
     path = written(batch=10, learning_rate=0.01)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    launch = ["--cpu", "--num_processes=2", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
-    launch += [f"--main_process_port={port}", "-m", "workbench.cli", "tune", str(path), "--json"]
-    command = [sys.executable, "-m", "accelerate.commands.launch", *launch]
+    script = str(Path(sys.executable).with_name("workbench"))
+    command = [script, "tune", str(path), "--set", "processes=2", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
-    said, run = json.loads(done.stdout), Run(read_spec(path).name)
+    said, run = json.loads(done.stdout), Run(read_spec(path, {"processes": 2}).name)
     assert said["state"] == "finished" and said["done"] == 6 and said["run"] == run.reference
     found, expected = untimed(run), apart(read_spec(path), tmp_path / "apart", monkeypatch)
     assert [(r["kind"], r["step"]) for r in found] == [(r["kind"], r["step"]) for r in expected]

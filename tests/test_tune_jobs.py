@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 from workbench.engine import Engine
 from workbench.jobs import TuneJob
 from workbench.progress import reporting
-from workbench.runs import Run, run_names
+from workbench.runs import Run, RunError, run_names
 from workbench.spec import Spec, SpecError, read_spec
 from workbench.tasks.pools import TaskError
 from workbench.tuning import estimate, tune
@@ -185,6 +185,33 @@ def test_a_paused_run_is_resumed_to_the_same_bits(engine, make, undisturbed):
     assert job.run.checkpoints != [0, 5, 10, 15, 20, 22], "it was not paused"
     same_numbers(resumed.run, undisturbed(spec))
     assert untimed(resumed.records) == untimed(resumed.run.records)
+
+
+def test_processes_of_accelerate_are_followed_paused_and_killed_with_their_worker(engine, make, undisturbed):
+    spec = make(**LONG, seed=10, processes=2)
+    job = engine.submit_tune(spec)
+    wait_until(reached(job, 2))
+    job.pause()
+    assert job.result(PATIENCE) == spec.name
+    done = job.run.status["done"]
+    assert job.run.status["state"] == "paused" and 2 <= done < 22 and job.run.checkpoints[-1] == done
+    job = engine.submit_tune(spec)
+    wait_until(reached(job, done + 2))
+    os.kill(worker_of(engine, job), signal.SIGKILL)  # its processes notice, and make room for those of another worker
+    assert job.result(PATIENCE) == spec.name
+    assert job.run.status["state"] == "finished" and untimed(job.records) == untimed(job.run.records)
+    alone = [record for record in undisturbed(make(**LONG, seed=10))["log"] if record["kind"] == "step"]
+    together = steps_until(22, untimed(job.run.records))
+    for one, other in zip(together, alone, strict=True):
+        assert one["losses"] == pytest.approx(other["losses"], rel=1e-3)
+
+
+def test_processes_that_fail_say_why(engine, make):
+    spec = make(seed=11, processes=2, learning_rate=1e9, clip=0)
+    job = engine.submit_tune(spec)
+    with pytest.raises(RunError, match=r"One of the 2 processes failed: The loss of 'ioi.*lower learning_rate"):
+        job.result(PATIENCE)
+    assert job.run.status["state"] == "failed"
 
 
 def test_a_stopped_run_says_so_and_keeps_its_checkpoint(engine, make):

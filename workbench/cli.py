@@ -19,6 +19,7 @@ import xarray as xr
 
 from workbench.analyses import ANALYSES
 from workbench.engine import run
+from workbench.launch import owner_is_gone
 from workbench.models.reference import checkpoints, zoo_names
 from workbench.parameters import Parameter
 from workbench.progress import reporting
@@ -240,6 +241,7 @@ class _Asked:
         def report(what: str, done: int, of: int) -> bool:
             self._looking = True
             bar.update(bar.total - of + done - bar.n)  # a run that goes on has done some before
+            self.signal = self.signal or (signal.SIGTERM if owner_is_gone() else 0)
             if int(os.environ.get("WORLD_SIZE", "1")) > 1:
                 from accelerate.utils import gather_object
 

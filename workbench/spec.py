@@ -57,6 +57,8 @@ class Spec:
     steps between two checkpoints, at which the held-out rows are evaluated too. telemetry: analyses, with their
     parameters, measured on the model every `telemetry_every` steps, or more seldom so as to take no more than
     `telemetry_budget` of the time spent training; `telemetry_n` prompts each.
+
+    processes: that share the rows of each step, one for each GPU of the machine, launched by accelerate.
     """
 
     model: str
@@ -80,6 +82,7 @@ class Spec:
     telemetry_budget: float = 0.5
     telemetry_n: int = 16
     precision: str = "no"
+    processes: int = 1
     device: str | None = None
     dtype: str = "float32"
     logger: str = ""
@@ -236,7 +239,7 @@ def _weight(name: str, given: Any) -> float:
 
 
 def _check(spec: Spec) -> None:
-    for name in ("steps", "batch", "examples", "held", "checkpoint", "telemetry_every", "telemetry_n"):
+    for name in ("steps", "batch", "examples", "held", "checkpoint", "telemetry_every", "telemetry_n", "processes"):
         if getattr(spec, name) < 1:
             raise SpecError(f"{name} is {getattr(spec, name)}; it must be 1 or more.")
     for name in ("learning_rate", "weight_decay", "warm_up", "clip", "telemetry_budget", "seed"):
@@ -250,5 +253,6 @@ def _check(spec: Spec) -> None:
         raise SpecError(f"temperature is {spec.temperature}; it must be over 0 (1: in proportion to the data).")
     if len(set(spec.titles)) < len(spec.titles):
         raise SpecError(f"Two tasks have the same name ({', '.join(spec.titles)}); give each one of its own.")
-    if spec.batch < len(spec.tasks):
-        raise SpecError(f"batch is {spec.batch}, but there are {len(spec.tasks)} tasks; give each at least one row.")
+    for what, count in (("tasks", len(spec.tasks)), ("processes", spec.processes)):
+        if spec.batch < count:
+            raise SpecError(f"batch is {spec.batch}, but there are {count} {what}; give each at least one row.")

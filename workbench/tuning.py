@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from workbench.launch import launched
 from workbench.methods import METHODS
 from workbench.progress import track
 from workbench.registry import WorkbenchError
@@ -43,6 +44,9 @@ def tune(given: "Spec | Mapping[str, Any] | str | Path", hear: Hear | None = Non
     run.hear = hear or run.hear
     if run.status["state"] == "finished":
         return run
+    if spec.processes > 1 and "WORLD_SIZE" not in os.environ:  # which accelerate sets
+        run.begin(spec)
+        return launched(spec, run)
     with run.hold():
         run.begin(spec)
         try:

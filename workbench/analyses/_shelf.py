@@ -47,7 +47,7 @@ class Grams:
 
 
 Rows = Callable[[range], "torch.Tensor"]  # some rows of a tensor, wherever it stands
-Reader = Callable[["torch.Tensor", range, int], None]  # some rows, into a table [row, column] times 0 or 1
+Reader = Callable[["torch.Tensor", range, int], object]  # some rows, into a table [row, column] times 0 or 1
 
 
 @dataclass(frozen=True)

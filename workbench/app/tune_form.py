@@ -28,7 +28,7 @@ DEFAULTS = {f.name: f.default for f in fields(Spec)}
 MAIN = {"steps": "Steps", "batch": "Rows a step", "learning_rate": "Learning rate", "seed": "Seed"}
 MAIN |= {"checkpoint": "Steps between checkpoints"}
 MORE = {"warm_up": "Warm-up steps", "weight_decay": "Weight decay", "clip": "Clip gradients at"}
-MORE |= {"examples": "Rows drawn a task", "held": "Rows held out a task"}
+MORE |= {"examples": "Rows drawn a task", "held": "Rows held out a task", "processes": "Processes (GPUs)"}
 MEASURED = {"telemetry_every": "Every so many steps", "telemetry_budget": "At most this share of the training time"}
 MEASURED |= {"telemetry_n": "Prompts a task"}
 # Analyses that need nothing named besides the model and its tasks.
