@@ -1,4 +1,4 @@
-"""A fine-tune in several processes of one machine, one for each GPU: launched by accelerate, followed by its files."""
+"""A fine-tune in several processes of one machine, one for each GPU: started for accelerate, followed by its files."""
 
 import json
 import os
@@ -62,10 +62,9 @@ def _processes(spec: Spec, run: Run) -> Iterator[tuple[subprocess.Popen, IO[str]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    options = [f"--num_processes={spec.processes}", "--num_machines=1", f"--main_process_port={port}"]
-    options += [f"--mixed_precision={spec.precision}", "--dynamo_backend=no"]
-    options += ["--cpu"] if spec.device == "cpu" else []
-    command = [sys.executable, "-m", "accelerate.commands.launch", *options, "-m", "workbench.cli", "tune", str(given)]
+    # What accelerate's own launcher runs too; that one starts a single process where there is no GPU.
+    options = [f"--nproc_per_node={spec.processes}", "--master_addr=127.0.0.1", f"--master_port={port}"]
+    command = [sys.executable, "-m", "torch.distributed.run", *options, "-m", "workbench.cli", "tune", str(given)]
     with open(said, "w+", encoding="utf-8", errors="replace") as file:
         process = subprocess.Popen(command, stdout=file, stderr=file, env={**os.environ, OWNER: str(os.getpid())})
         try:
@@ -101,12 +100,13 @@ def owner_is_gone() -> bool:
 
 
 class _Watch:
-    """Tells the run's listener each new line of its log, and counts the steps."""
+    """Tells the run's listener each line that its processes add to the log, and counts the steps."""
 
     def __init__(self, run: Run, process: subprocess.Popen) -> None:
         self._run, self._process = run, process
         self.done = max(run.checkpoints, default=0)
-        self._told, self._started = 0, False
+        self._told = sum(record["step"] <= self.done for record in run.records)  # those after it are taken back
+        self._started = False
 
     def step(self) -> bool:
         """Wait for one more step; False once the processes have ended."""
@@ -119,15 +119,15 @@ class _Watch:
         return True
 
     def look(self) -> None:
-        """Pass on what has been written since the last look."""
-        status = self._run.status
-        if not self._started and status["state"] != "running":
-            return  # the log is still that of before
-        records = self._run.records
+        """Pass on what has been written since the last look; until the processes begin, the log is that of before."""
+        status, ended = self._run.status, self._process.poll() is not None
+        if not self._started and not ended and status["state"] != "running":
+            return
         if not self._started:
-            self._started, self._told = True, len(records)
-            self._run.hear({"kind": "status", **status})
+            self._started = True
+            self._run.hear({"kind": "status", **status, "state": "running"})
+        records = self._run.records
         for record in records[self._told :]:
             self._run.hear(record)
-        self._told = len(records)
+        self._told = max(self._told, len(records))
         self.done = max((record["step"] for record in records if record["kind"] == "step"), default=0)

@@ -44,7 +44,7 @@ def tune(given: "Spec | Mapping[str, Any] | str | Path", hear: Hear | None = Non
     run.hear = hear or run.hear
     if run.status["state"] == "finished":
         return run
-    if spec.processes > 1 and "WORLD_SIZE" not in os.environ:  # which accelerate sets
+    if spec.processes > 1 and "WORLD_SIZE" not in os.environ:  # which each of several processes finds there
         run.begin(spec)
         return launched(spec, run)
     with run.hold():
