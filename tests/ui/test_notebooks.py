@@ -6,7 +6,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
-WIDGETS = ".rw-head-grid, .rw-attention, .rw-attention-row, .rw-circuit, .rw-token-map"
+WIDGETS = ".rw-head-grid, .rw-attention, .rw-attention-row, .rw-circuit, .rw-token-map, .rw-training-curves"
 WIDGET, FIGURE = "application/vnd.jupyter.widget-view+json", "application/vnd.plotly.v1+json"
 # Kinds of output of each code cell's last line; a progress bar is a display, not a result.
 SHOWN = """() => jupyterapp.shell.currentWidget.content.widgets.filter(cell => cell.model.type === 'code')
@@ -26,7 +26,7 @@ def test_a_notebook_runs_in_jupyterlab_and_draws(path: Path, page: Page, run_not
     expect(figures).to_have_count(shown.count(FIGURE))
     for widget in widgets.all():
         widget.scroll_into_view_if_needed()
-        expect(widget.locator(".rw-cell, .rw-chip, canvas").first).to_be_visible()
+        expect(widget.locator(".rw-cell, .rw-chip, canvas, .rw-svg").first).to_be_visible()
     for figure in figures.all():
         figure.scroll_into_view_if_needed()
         expect(figure.locator(".main-svg").first).to_be_visible()
