@@ -5,6 +5,8 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3 (ipykernel)
 #     language: python
@@ -48,17 +50,20 @@ print(f"{cost.trained:,} of {cost.parameters:,} parameters, {cost.memory / 2**20
 # %% [markdown]
 # ## Tune
 #
-# Stop it whenever you like: the same call goes on from its last checkpoint, to the same numbers.
+# In the engine, where it goes on while you look at it. The strong lines are smoothed in the page, by the slider above
+# them; point at the curves to read their values. `wb.tune(spec)` does the same in this kernel. Stop it whenever you
+# like (`job.pause()`): the same call goes on from its last checkpoint, to the same numbers.
 
 # %%
-run = wb.tune(spec)
-wb.show(run.curves())
+job = wb.submit_tune(spec)
+wb.follow(job)
 
 # %% [markdown]
 # Telemetry was measured along the way, on the same steps, within half the time spent training; the training result is
 # bit for bit the one without it.
 
 # %%
+run = wb.Run(job.result())
 sinks = run.telemetry("sink_scores", "ioi")
 for step in sinks["step"].values:
     print(f"step {step}: largest alpha of the first token {float(sinks['alpha'].sel(step=step, key_pos=0).max()):.2f}")

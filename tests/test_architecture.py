@@ -35,6 +35,7 @@ BELOW["engine"] = CORE | {"jobs", "models", "tasks", "analyses", "methods", "spe
 BELOW["theme"] = set()
 BELOW["session"] = {"registry", "models"}  # of models only the file that reads references
 BELOW["views"] = {"registry", "schema", "theme", "session", "models"}  # of models only the names of heads and edges
+BELOW["live"] = {"registry", "schema", "tasks", "runs", "jobs", "views"}
 BELOW["__init__"] = set(BELOW)  # the public surface
 BELOW["app"] = set(BELOW)
 BELOW["cli"] = set(BELOW)

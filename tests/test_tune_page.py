@@ -7,16 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
 import pytest
-import xarray as xr
 
 from workbench.analyses import ANALYSES
 from workbench.app.sidebar import offered_runs
 from workbench.app.tune_form import OF_ROUTERS, TELEMETRY, Form, in_words, python
 from workbench.app.tune_mixture import Mixture, allowed
 from workbench.app.tune_runs import traced
-from workbench.app.tune_watch import Log, Telemetry, Watch, duration
+from workbench.app.tune_watch import Log, Watch
 from workbench.methods import METHODS
 from workbench.models.reference import references
 from workbench.registry import WorkbenchError
@@ -25,8 +23,6 @@ from workbench.session import Session
 from workbench.spec import Spec, read_spec
 from workbench.tasks import TASKS
 from workbench.tuning import Estimate, tune
-from workbench.views import training_curves
-from workbench.views.training_curves import extremes, smoothed
 
 TASK = ["ioi", "subject_verb"]
 
@@ -192,82 +188,26 @@ def test_the_code_shown_asks_for_the_same_run(make):
     assert read_spec(asked) == spec
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0, "0:00"), (7.4, "0:07"), (65, "1:05"), (754, "12:34"), (3600, "1:00:00")]
-)
-def test_a_duration_reads_as_a_person_says_it(seconds, text):
-    assert duration(seconds) == text
-
-
-def trace(figure: go.Figure, name: str, row: int, *, strong: bool = True) -> Any:
-    axis = "y" if row == 1 else f"y{row}"
-    found = [t for t in figure.data if t.name == name and (t.yaxis or "y") == axis and (t.opacity is None) == strong]
-    return found[0]
-
-
-def test_the_curves_are_those_of_the_run(make):
-    ds = tune(make(telemetry={})).curves()
-    figure = training_curves(ds, span=0.5)
-    for number, task in enumerate(TASK):
-        raw = trace(figure, task, 1, strong=False)
-        np.testing.assert_array_equal(raw.y, ds["loss"].values[:, number])
-        np.testing.assert_allclose(trace(figure, task, 1).y, smoothed(ds["loss"].values[:, number], 2.0))
-        right = trace(figure, task, 2)
-        np.testing.assert_array_equal(right.x, [0, 2, 4])
-        np.testing.assert_array_equal(right.y, ds["accuracy"].values[:, number])
-        np.testing.assert_allclose(right.y + right.error_y.array, ds["accuracy_high"].values[:, number])
-        np.testing.assert_allclose(right.y - right.error_y.arrayminus, ds["accuracy_low"].values[:, number])
-        assert raw.line.color == right.line.color
-    assert training_curves(ds, log=True).layout.yaxis.type == "log"
-
-
-def test_telemetry_is_drawn_on_the_same_steps_by_what_moved_most(make):
-    run = tune(make(telemetry={"head_patching": {"draws": 3}}, telemetry_every=2, telemetry_budget=1e9))
-    reader = Telemetry(run)
-    assert reader.read(run.records, -1.0) == {} and not reader.whole
-    measured = reader.read(run.records, 60.0)
-    assert reader.whole and set(measured) == {"head_patching"}
-    for task in TASK:
-        effect = run.telemetry("head_patching", task)["effect"]
-        xr.testing.assert_equal(measured["head_patching"][task]["effect"], effect)
-    figure = training_curves(run.curves(), telemetry=measured)
-    effect = run.telemetry("head_patching", "ioi")["effect"].transpose("step", "layer", "head")
-    layer, head = np.unravel_index(np.ptp(effect.values, axis=0).argmax(), effect.shape[1:])
-    drawn = trace(figure, f"ioi L{layer}H{head}", 3)
-    np.testing.assert_array_equal(drawn.x, [2, 4])
-    np.testing.assert_array_equal(drawn.y, effect.values[:, layer, head])
-    assert len([t for t in figure.data if t.yaxis == "y3"]) == 2 * 3
-
-
-def test_smoothing_is_the_weighed_mean_of_what_came_before():
-    values = np.random.default_rng(0).normal(size=12)
-    keep = 1 - 1 / 4
-    for last in range(len(values)):
-        weights = keep ** np.arange(last, -1, -1.0)
-        assert smoothed(values, 4.0)[last] == pytest.approx(weights @ values[: last + 1] / weights.sum())
-    np.testing.assert_array_equal(smoothed(values, 1.0), values)
-
-
-def test_of_many_steps_the_extremes_remain():
-    values = np.random.default_rng(0).normal(size=10_000)
-    kept = extremes(values)
-    assert len(kept) < 500 and kept[0] == 0 and kept[-1] == 9_999 and (np.diff(kept) > 0).all()
-    assert {int(values.argmin()), int(values.argmax())} <= set(kept.tolist())
-    np.testing.assert_array_equal(extremes(values[:100]), np.arange(100))
-
-
 def test_looking_at_the_page_shows_the_latest_run_with_its_curves(make):
-    from workbench.app.parts import Theme
     from workbench.app.tune_runs import RunsPart
 
     session = Session(page=4, tune=1, run="gone")
-    part = RunsPart(session, Theme(), lambda spec: None)
+    part = RunsPart(session, lambda spec: None)
     asyncio.run(part.look())
     assert part._list.rows == [] and not part._detail.visible and part._empty._alert.visible
     run = tune(make())
     asyncio.run(part.look())
     assert session.run == run.name and part._detail.visible and not part._empty._alert.visible
-    assert part._curves._figure is not None
-    np.testing.assert_array_equal(part._curves._figure.data[0].y, run.curves()["loss"].values[:, 0])
+    curves = part._curves.component
+    assert curves is not None and curves.tasks == TASK
+    curves.param.update(logarithmic=True, span=0.2, hidden=["ioi"])
+    other = tune(make(seed=1, steps=2))
+    session.run = other.name
+    asyncio.run(part.look())
+    assert part._curves.component is curves and max(np.frombuffer(curves.x)) == 2
+    assert (curves.logarithmic, curves.span, curves.hidden) == (True, 0.2, ["ioi"])
+    session.run = run.name
+    asyncio.run(part.look())
+    assert max(np.frombuffer(curves.x)) == 4
     shown = {label for label, button in part._buttons.items() if button.visible}
     assert shown == {"Duplicate with changes", "Trace again"}

@@ -55,6 +55,8 @@ if TYPE_CHECKING:
     import torch
     import xarray as xr
 
+    from widgets.training_curves import TrainingCurves
+    from workbench.jobs import TuneJob
     from workbench.models.model import Model
 
 __all__ = [
@@ -68,6 +70,7 @@ __all__ = [
     "compare",
     "concat",
     "estimate",
+    "follow",
     "link",
     "load",
     "mixture_study",
@@ -101,6 +104,13 @@ def wrap(module: "torch.nn.Module", tokenizer: Any, **options: Any) -> "Model":
     from workbench.models.load import wrap as wrap_model
 
     return wrap_model(module, tokenizer, **options)
+
+
+def follow(job: "TuneJob") -> "TrainingCurves":
+    """The live curves of a fine-tune in the engine: see `workbench.live.follow`."""
+    from workbench.live import follow as follow_job
+
+    return follow_job(job)
 
 
 def link(*widgets: "anywidget.AnyWidget") -> None:

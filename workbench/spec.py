@@ -251,6 +251,10 @@ def _check(spec: Spec) -> None:
             raise SpecError(f"{name} is {getattr(spec, name)!r}; it must be one of {', '.join(filter(None, known))}.")
     if spec.temperature is not None and not spec.temperature > 0:
         raise SpecError(f"temperature is {spec.temperature}; it must be over 0 (1: in proportion to the data).")
+    _check_shares(spec)
+
+
+def _check_shares(spec: Spec) -> None:
     if len(set(spec.titles)) < len(spec.titles):
         raise SpecError(f"Two tasks have the same name ({', '.join(spec.titles)}); give each one of its own.")
     for what, count in (("tasks", len(spec.tasks)), ("processes", spec.processes)):

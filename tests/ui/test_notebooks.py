@@ -27,7 +27,7 @@ def test_the_tour_draws_and_links_what_it_shows(page: Page, run_notebook) -> Non
     expect(figures).to_have_count(shown.count(FIGURE))
     for widget in widgets.all():
         widget.scroll_into_view_if_needed()
-        expect(widget.locator(".rw-cell, .rw-chip, canvas").first).to_be_visible()
+        expect(widget.locator(".rw-cell, .rw-chip, canvas, .rw-svg").first).to_be_visible()
     for figure in figures.all():
         figure.scroll_into_view_if_needed()
         expect(figure.locator(".main-svg").first).to_be_visible()

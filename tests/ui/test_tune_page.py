@@ -11,6 +11,7 @@ from test_app import HIDDEN_WIDTH, RESULT, SLOW, App, dashboard, state, tab
 PAIR = {"task_a": "subject_verb", "corruption_a": "number", "task_b": "induction", "corruption_b": "no_match", "n": 8}
 NEW = {"page": 4, "tune": 0, "model": "zoo/tasks", **PAIR}
 WORDS = ".MuiTypography-root, .MuiAlert-message span, .rt-list td, .rt-list th, .gtitle, .annotation-text, .legendtext"
+WORDS += ", .rw-training-curves :is(.rw-title, .rw-note, .rw-toggle, .rw-panel-title, .rw-when, .rw-tick, .rw-value)"
 TEXTS = ", ".join(f"{selector}:visible" for selector in WORDS.split(", "))
 
 
@@ -44,9 +45,7 @@ def row(page: Page, text: str | re.Pattern) -> Locator:
 
 
 def curves(page: Page) -> Locator:
-    return page.locator(".js-plotly-plot:visible").filter(
-        has=page.locator(".annotation-text", has_text="Training loss")
-    )
+    return page.locator(".rw-training-curves:visible")
 
 
 def readable(page: Page, unreadable: Callable, until: Callable) -> None:
@@ -68,12 +67,20 @@ def test_a_run_is_started_left_found_again_paused_resumed_and_traced(
     expect(page.get_by_text(re.compile("About .* for 5000 steps and .* of 712,448"))).to_be_visible(timeout=SLOW)
     readable(page, unreadable, until)
     button(page, "Start").click()
-    curves(page).locator(".scatterlayer .trace .points").nth(1).wait_for(state="attached", timeout=SLOW)
+    curves(page).locator(".rw-line").first.wait_for(state="attached", timeout=SLOW)
     run = state(page)["run"]
     about = "subject_verb, induction, backcopy · lora · zoo/tasks · seed 0"
     expect(row(page, run)).to_contain_text(about)
     expect(row(page, run)).to_contain_text(re.compile(r"running.*\d+ / 5000.* left.*GiB.*%"))
-    expect(curves(page).locator(".legendtext")).to_have_text(["subject_verb", "induction", "backcopy"])
+    expect(curves(page).locator(".rw-toggle")).to_have_text(["subject_verb", "induction", "backcopy"])
+    curves(page).get_by_label("Logarithmic loss").check()
+    hidden = curves(page).get_by_role("checkbox", name="induction")
+    hidden.click()
+    drawn = curves(page).locator(".rw-when").first.text_content()
+    expect(curves(page).locator(".rw-when").first).not_to_have_text(drawn)  # it goes on
+    expect(hidden).to_have_attribute("aria-checked", "false")
+    expect(curves(page).get_by_label("Logarithmic loss")).to_be_checked()
+    readable(page, unreadable, until)
     spec = json.loads((app.home / "runs" / run / "spec.json").read_text())
     assert (spec["steps"], spec["batch"], len(spec["tasks"]), spec["held"]) == (5000, 6, 3, 8)
 

@@ -1,7 +1,7 @@
 """Pieces the pages share: a linked head grid, code that reproduces what is shown, headings."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,24 +101,34 @@ class FigureSlot(pn.viewable.Viewer):
 
 
 class Slot(pn.viewable.Viewer):
-    """A place on a page for one widget drawing: made when the first one comes, updated afterwards."""
+    """A place on a page for one widget drawing: made when the first one comes, updated afterwards.
 
-    def __init__(self, waiting: str) -> None:
+    `kept` are traits that later drawings leave as the reader has set them.
+    """
+
+    def __init__(self, waiting: str, kept: Collection[str] = ()) -> None:
         super().__init__()
         self.component: AnyWidgetComponent | None = None
-        self._box = pn.Column(pmui.Typography(waiting, variant="body2", margin=0), sizing_mode="stretch_width")
+        self._kept = kept
+        self._box = pn.Column(sizing_mode="stretch_width")
+        self.wait(waiting)
 
     def __panel__(self) -> pn.viewable.Viewable:
         return self._box
+
+    def wait(self, text: str) -> None:
+        """Show a line in place of the widget until the next drawing comes."""
+        self._box[:] = [pmui.Typography(text, variant="body2", margin=0)]
 
     def draw(self, drawing: Drawing, **more: Any) -> AnyWidgetComponent:
         """Show a drawing; `more` are further traits set with it."""
         traits = {**drawing.traits, **more}
         if self.component is None:
             self.component = panelize(drawing.widget)(**traits)
-            self._box[:] = [self.component]
         else:
-            self.component.param.update(**traits)
+            self.component.param.update(**{name: value for name, value in traits.items() if name not in self._kept})
+        if self._box[0] is not self.component:
+            self._box[:] = [self.component]
         return self.component
 
 

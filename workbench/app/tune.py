@@ -25,7 +25,7 @@ class TunePage(pn.viewable.Viewer):
         super().__init__(**params)
         self._session = session
         self._form = FormPart(session, self._started)
-        self._runs = RunsPart(session, theme, self._again)
+        self._runs = RunsPart(session, self._again)
         self._changes = ChangesPart(session, runner, theme)
         self._tabs = pmui.Tabs(
             ("New run", self._form),

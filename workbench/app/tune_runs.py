@@ -12,21 +12,21 @@ import panel_material_ui as pmui
 import param
 from panel.custom import AnyWidgetComponent
 
-from workbench.app.parts import CodeBox, FigureSlot, Note, Theme, heading, plain
+from workbench.app.parts import CodeBox, Note, Slot, heading, plain
 from workbench.app.tune_form import python
-from workbench.app.tune_watch import Standing, Telemetry, Watch
+from workbench.app.tune_watch import Standing, Watch
 from workbench.engine import submit_tune, tunes
 from workbench.jobs import TuneJob
+from workbench.live import READ, READERS, Telemetry
 from workbench.models.reference import references
 from workbench.registry import WorkbenchError
 from workbench.runs import Run
 from workbench.session import Session
 from workbench.spec import Spec
-from workbench.views import training_curves
+from workbench.views import Drawing, training_curves
 
 LOOK = 500  # milliseconds between two looks at the runs
 PAINT = 1.0  # seconds between two pictures of a run that goes on
-READ = 0.6  # seconds to read measurements for one picture; the others come with the next one
 EMPTY = "There are no runs yet. Set one up under New run, and start it."
 RESUMABLE = ("paused", "stopped", "failed", "not started")
 
@@ -44,9 +44,7 @@ class RunList(AnyWidgetComponent):
 class RunsPart(pn.viewable.Viewer):
     """The list, the selected run's buttons, and its curves; `again` is told a spec to change and start."""
 
-    logarithmic = param.Boolean(False, doc="Losses on a logarithmic axis.")
-
-    def __init__(self, session: Session, theme: Theme, again: Callable[[Spec], None], **params: Any) -> None:
+    def __init__(self, session: Session, again: Callable[[Spec], None], **params: Any) -> None:
         super().__init__(**params)
         self._session, self._again, self._watch = session, again, Watch()
         self._standing: Standing | None = None
@@ -58,7 +56,7 @@ class RunsPart(pn.viewable.Viewer):
         self._empty = Note(EMPTY, "info")
         self._said = Note()
         self._title = pmui.Typography("", variant="h6", margin=(14, 0, 0, 0))
-        self._curves = FigureSlot(theme, 560)
+        self._curves = Slot("", kept=READERS)
         self._code = CodeBox()
         self._buttons = {
             label: pmui.Button(label=label, variant=kind, size="small", on_click=act, margin=(6, 8, 6, 0))
@@ -70,10 +68,9 @@ class RunsPart(pn.viewable.Viewer):
                 ("Trace again", "outlined", self._trace),
             )
         }
-        scale = pmui.Checkbox.from_param(self.param.logarithmic, label="Log scale", margin=(6, 0, 0, 8))
         self._detail = pn.Column(
             self._title,
-            pn.FlexBox(*self._buttons.values(), scale, sizing_mode="stretch_width"),
+            pn.FlexBox(*self._buttons.values(), sizing_mode="stretch_width"),
             self._said,
             self._curves,
             self._code,
@@ -82,7 +79,6 @@ class RunsPart(pn.viewable.Viewer):
         )
         self._list.param.watch(self._pick, "selected")
         session.param.watch(self._follow, "run")
-        self.param.watch(self._scale, "logarithmic")
 
     def __panel__(self) -> pn.viewable.Viewable:
         about = "Runs go on when this page is closed, and are still here when the server is started again."
@@ -151,30 +147,26 @@ class RunsPart(pn.viewable.Viewer):
     async def _draw(self, standing: Standing) -> None:
         """The curves, when there are more lines in the log than are drawn."""
         records = self._watch.records(standing.name, tunes())
-        version = (standing.name, len(records), records[-1]["step"] if records else -1, self.logarithmic)
-        soon = time.monotonic() - self._painted < PAINT and version[0::3] == self._drawn[0::3] and standing.going
+        version = (standing.name, len(records), records[-1]["step"] if records else -1)
+        soon = time.monotonic() - self._painted < PAINT and version[:1] == self._drawn[:1] and standing.going
         if version == self._drawn or soon:
             return
         try:
-            figure = await asyncio.to_thread(self._figure, standing.name, records)
+            drawing = await asyncio.to_thread(self._drawing, standing.name, records)
         except WorkbenchError:
             what = {"waiting": "Waiting for a worker …", "starting": "Loading the model …"}
             self._curves.wait(what.get(standing.state, "No step yet."))
             return
         if standing.name == self._session.run:
             self._drawn, self._painted = version if self._telemetry[1].whole else (), time.monotonic()
-            self._curves.draw(figure)
+            self._curves.draw(drawing)
 
-    def _figure(self, name: str, records: list[dict[str, Any]]) -> Any:
+    def _drawing(self, name: str, records: list[dict[str, Any]]) -> Drawing:
         run = Run(name)
         if self._telemetry[0] != name:
             self._telemetry = name, Telemetry(run)
         measured = self._telemetry[1].read(records, READ)
-        return training_curves(run.curves(records), telemetry=measured, log=self.logarithmic)
-
-    async def _scale(self, *_: Any) -> None:
-        if self._standing is not None:
-            await self._draw(self._standing)
+        return training_curves(run.curves(records), telemetry=measured)
 
     def _pick(self, event: Any) -> None:
         if event.new and event.new != self._session.run:

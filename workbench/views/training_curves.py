@@ -3,19 +3,15 @@
 from collections.abc import Iterator, Mapping
 
 import numpy as np
-import plotly.graph_objects as go
 import xarray as xr
-from plotly.subplots import make_subplots
 
+from widgets.training_curves import Line, Panel, TrainingCurves, pack
 from workbench import theme
 from workbench.models.heads import head_name
-from workbench.views._base import heading, only, view
+from workbench.views._base import Drawing, caption, only, view
 
-DASHES = ("solid", "dash", "dot", "dashdot")  # of tasks for which there is no further colour
-FEW = 30
 SHOWN = 240  # parts of the run whose extremes are drawn
 MOVED = 3  # cells a task that are followed
-ROW, GAP = 250, 60  # pixels
 
 
 @view(
@@ -29,7 +25,7 @@ def training_curves(
     telemetry: Mapping[str, Mapping[str, xr.Dataset]] | None = None,
     log: bool = False,
     span: float = 0.05,
-) -> go.Figure:
+) -> Drawing:
     """One panel of losses, one of accuracy, and one for each analysis in `telemetry`, on one axis of steps.
 
     Args:
@@ -38,120 +34,71 @@ def training_curves(
         log: draw the losses on a logarithmic axis.
         span: share of all steps over which the strong lines are a mean.
 
-    Faint is the loss of each step, strong its exponential mean over the share `span` of all steps. A colour is a task.
-    Of an analysis the cells (heads, say) are drawn that have moved most since it was first measured.
+    Faint is the loss of each step, strong its exponential mean, which the page computes. A colour is a task. Of an
+    analysis the cells (heads, say) are drawn that have moved most since it was first measured.
     """
     measured = dict(telemetry or {})
-    titles = [
-        "Training loss",
-        "Held-out rows answered rightly",
-        *(_named(name, parts) for name, parts in measured.items()),
-    ]
-    rows = len(titles)
-    height = ROW * rows + GAP
-    figure = make_subplots(
-        rows=rows, shared_xaxes=True, vertical_spacing=GAP / (ROW * rows), subplot_titles=[*map(theme.plain, titles)]
-    )
-    width = max(1.0, span * ds.sizes["step"])
-    looks = {str(task): _look(number) for number, task in enumerate(ds["task"].values)}
-    _losses(figure, ds, looks, width, log)
-    _accuracies(figure, ds, looks)
-    for row, parts in enumerate(measured.values(), 3):
-        for task, of in parts.items():
-            _measured(figure, task, of, looks, row)
-    mean = f"strong: exponential mean over {width:.0f} steps; " if width >= 1.5 else ""
-    note = f"{mean}bars: 95 % Wilson intervals"
-    layout = heading(ds, str(ds.attrs["title"]), note, room=20, height=height)
-    figure.update_layout(**layout, hovermode="x unified", uirevision=str(ds.attrs.get("run", "")))
-    figure.update_xaxes(title="training step", row=rows, col=1)
-    last = max(int(ds["step"].values.max()), 1)
-    figure.update_xaxes(range=[-0.012 * last, 1.012 * last])
-    return figure
+    tasks = [str(task) for task in ds["task"].values]
+    panels = [Panel("Training loss", "nats", "loss"), Panel("Held-out rows answered rightly", "share", "share")]
+    panels += [_panel(name, parts) for name, parts in measured.items()]
+    lines = [*_losses(ds, tasks), *_accuracies(ds, tasks)]
+    for row, parts in enumerate(measured.values(), 2):
+        lines += [line for of, found in parts.items() for line in _measured(of, found, tasks, row)]
+    colours = {task: theme.TASKS[number % len(theme.TASKS)] for number, task in enumerate(tasks)}
+    said = {"heading": str(ds.attrs["title"]), "note": _note(ds)}
+    return Drawing(TrainingCurves, pack(panels, lines, colours) | said | {"logarithmic": log, "span": span})
 
 
-def _named(name: str, parts: Mapping[str, xr.Dataset]) -> str:
+def _note(ds: xr.Dataset) -> str:
+    count = ds.sizes["step"]
+    parts = f" (of {count:,} the extremes of {SHOWN} parts)" if count > 2 * SHOWN else ""
+    how = f"faint: each step{parts}; strong: exponential mean; bars: 95 % Wilson intervals"
+    return " · ".join(filter(None, (caption(ds), how)))
+
+
+def _panel(name: str, parts: Mapping[str, xr.Dataset]) -> Panel:
     ds = next(iter(parts.values()))
-    return f"{name}: {ds[ds.attrs['primary']].attrs['long_name']}, where it moved most"
+    attrs = ds[ds.attrs["primary"]].attrs
+    return Panel(f"{name}: {attrs['long_name']}, where it moved most", str(attrs.get("units", "")))
 
 
-def _look(number: int) -> dict[str, str]:
-    colours = len(theme.TASKS)
-    return {"color": theme.TASKS[number % colours], "dash": DASHES[number // colours % len(DASHES)]}
-
-
-def _losses(figure: go.Figure, ds: xr.Dataset, looks: dict, width: float, log: bool) -> None:
+def _losses(ds: xr.Dataset, tasks: list[str]) -> Iterator[Line]:
+    """Of each task the steps themselves, and means of them for the page to smooth."""
     steps, losses = ds["step"].values, only(ds, "loss", "step", "task").values
-    mode = "lines" if len(steps) > FEW else "lines+markers"  # a line of one point could not be seen
-    for number, (task, look) in enumerate(looks.items()):
-        raw, mean = losses[:, number], smoothed(losses[:, number], width)
+    for number, task in enumerate(tasks):
+        raw = losses[:, number]
         kept = extremes(raw)
-        shared = {"name": theme.plain(task), "legendgroup": task, "mode": mode, "row": 1, "col": 1}
-        faint = {"opacity": 0.4, "hoverinfo": "skip", "showlegend": False}
-        figure.add_scatter(x=steps[kept], y=raw[kept], line={**look, "width": 1, "dash": "solid"}, **faint, **shared)
-        kept = extremes(mean)
-        figure.add_scatter(x=steps[kept], y=mean[kept], line={**look, "width": 2.5}, hovertemplate="%{y:.3g}", **shared)
-    figure.update_yaxes(title="nats", type="log" if log else "linear", row=1, col=1)
-    if not log:
-        figure.update_yaxes(rangemode="tozero", row=1, col=1)
+        yield Line(0, number, task, steps[kept], raw[kept], role="raw")
+        ends, means, counts = part_means(raw)
+        yield Line(0, number, task, steps[ends], means, counts=counts, role="mean")
 
 
-def _accuracies(figure: go.Figure, ds: xr.Dataset, looks: dict) -> None:
+def _accuracies(ds: xr.Dataset, tasks: list[str]) -> Iterator[Line]:
     right, low, high = (
         only(ds, name, "checkpoint", "task").values for name in ("accuracy", "accuracy_low", "accuracy_high")
     )
-    for number, (task, look) in enumerate(looks.items()):
-        y, under = right[:, number], min(len(looks) - 1 - number, 4)  # wider, so as to be seen under the next one
-        figure.add_scatter(
-            x=ds["checkpoint"].values,
-            y=y,
-            error_y=_bars(y, low[:, number], high[:, number]),
-            mode="lines+markers",
-            line={**look, "width": 2 + under},
-            marker={"size": 6 + 3 * under},
-            name=theme.plain(task),
-            legendgroup=task,
-            showlegend=False,
-            customdata=np.stack([low[:, number], high[:, number]], -1),
-            hovertemplate="%{y:.1%} (%{customdata[0]:.1%} to %{customdata[1]:.1%})",
-            row=2,
-            col=1,
-        )
-    figure.update_yaxes(title="share", range=[0, 1.04], tickformat=".0%", row=2, col=1)
+    for number, task in enumerate(tasks):
+        yield Line(1, number, task, ds["checkpoint"].values, right[:, number], low[:, number], high[:, number])
 
 
-def _bars(y: np.ndarray, low: np.ndarray, high: np.ndarray) -> dict:
-    ends = {"array": np.maximum(high - y, 0), "arrayminus": np.maximum(y - low, 0)}
-    return {"type": "data", "symmetric": False, "thickness": 1, "width": 3, **ends}
-
-
-def _measured(figure: go.Figure, of: str, ds: xr.Dataset, looks: dict, row: int) -> None:
-    """The cells of an analysis that moved most, a line each, in the colour of their task."""
+def _measured(of: str, ds: xr.Dataset, tasks: list[str], row: int) -> Iterator[Line]:
+    """The cells of an analysis that moved most, a line each, of their task."""
     primary = str(ds.attrs["primary"])
     for task, part in _by_task(of, ds):
         values = part[primary].transpose("step", ...)
         flat = values.values.reshape(len(values), -1)
-        look = looks.get(task) or looks.get(task.partition(" (")[0]) or {"color": theme.QUIET}
+        ends = [part[end] for end in (f"{primary}_low", f"{primary}_high") if end in part]
+        bounded = len(ends) == 2 and all(set(end.dims) == set(values.dims) for end in ends)
+        flats = [end.transpose(*values.dims).values.reshape(flat.shape) for end in ends if bounded]
         for cell in _moved(flat):
             name = " ".join(filter(None, (task, _cell(values, cell))))
-            ends = [part[end] for end in (f"{primary}_low", f"{primary}_high") if end in part]
-            bars = {}
-            if len(ends) == 2 and all(set(end.dims) == set(values.dims) for end in ends):
-                low, high = (end.transpose(*values.dims).values.reshape(len(values), -1)[:, cell] for end in ends)
-                bars = {"error_y": _bars(flat[:, cell], low, high)}
-            figure.add_scatter(
-                x=ds["step"].values,
-                y=flat[:, cell],
-                mode="lines+markers",
-                line={**look, "width": 1.5},
-                name=theme.plain(name),
-                legendgroup=task or None,
-                showlegend=False,
-                hovertemplate="%{y:.3f}",
-                **bars,
-                row=row,
-                col=1,
-            )
-    figure.update_yaxes(title=theme.plain(ds[primary].attrs.get("units", "")), row=row, col=1)
+            low, high = (end[:, cell] for end in flats) if flats else (None, None)
+            yield Line(row, _owner(task, tasks), name, ds["step"].values, flat[:, cell], low, high)
+
+
+def _owner(task: str, tasks: list[str]) -> int:
+    """Number of a measured task among those that are learned; -1 for another."""
+    return next((tasks.index(name) for name in (task, task.partition(" (")[0]) if name in tasks), -1)
 
 
 def _by_task(of: str, ds: xr.Dataset) -> Iterator[tuple[str, xr.Dataset]]:
@@ -179,16 +126,6 @@ def _cell(values: xr.DataArray, cell: int) -> str:
     return " ".join(filter(None, (head, *rest)))
 
 
-def smoothed(values: np.ndarray, width: float) -> np.ndarray:
-    """Exponential mean of values [step] over about `width` steps, its beginning weighed by what there is."""
-    keep, total, weight = 1 - 1 / width, 0.0, 0.0
-    found = np.empty(len(values))
-    for place, value in enumerate(values.tolist()):
-        total, weight = keep * total + value, keep * weight + 1
-        found[place] = total / weight
-    return found
-
-
 def extremes(values: np.ndarray) -> np.ndarray:
     """Places of the least and the largest of values [step] in each of `SHOWN` parts, and both ends, in order."""
     if len(values) <= 2 * SHOWN:
@@ -196,3 +133,10 @@ def extremes(values: np.ndarray) -> np.ndarray:
     parts = np.array_split(np.arange(len(values)), SHOWN)
     found = [part[pick(values[part])] for part in parts for pick in (np.argmin, np.argmax)]
     return np.unique([0, *found, len(values) - 1])
+
+
+def part_means(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Values [step] as means of at most `2 * SHOWN` parts: the place of each part's last step, its mean, its size."""
+    parts = np.array_split(np.asarray(values, dtype=float), min(len(values), 2 * SHOWN))
+    counts = np.array([len(part) for part in parts])
+    return np.cumsum(counts) - 1, np.array([part.mean() for part in parts]), counts
