@@ -1,9 +1,9 @@
 """How long a person waits at the dashboard, in a real browser: to see it, to see a fine-tune learn, to close the loop.
 
-`workbench app` and Chromium on this machine, an empty store. `open` is from asking for the page to the head maps of two
-tasks, with nothing computed before; `again` the same in a new window. `first point` is from the click on Start (a LoRA on
-three tasks, as the form offers it) to the first point of its loss on screen; `loop` from asking for the page to the head
-maps of the tuned model: trace, tune, trace again.
+`workbench app` and Chromium on this machine, an empty store. `open` is from asking for the page to the head maps of
+two tasks, with nothing computed before; `again` the same in a new window. `first point` is from the click on Start (a
+LoRA on three tasks, as the form offers it) to the first point of its loss on screen; `loop` from asking for the page
+to the head maps of the tuned model: trace, tune, trace again.
 
 python benchmarks/dashboard.py [--model zoo/tasks]
 """
