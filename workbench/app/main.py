@@ -69,21 +69,21 @@ def build() -> pmui.Page:
         sidebar.show_card(str(ds.attrs["model"]), Card.from_json(ds.attrs["trust"]))
 
     def made(place: int) -> Any:
-        found = pages[place].made
-        found.hear(told)
-        return found
+        pages[place].made.hear(told)
+        return pages[place]
 
     async def turn(*_: Any) -> None:
         if pages[session.page].empty:  # a page that is there follows the session by itself
-            await made(session.page).open()
+            await (await made(session.page).drawn()).open()
 
     async def tune() -> None:
-        await made(list(PAGES).index("Tune")).start_here()
+        place = session.page = list(PAGES).index("Tune")
+        await (await made(place).drawn()).start_here()
 
     async def start() -> None:
         if pn.state.location is not None:
             publish(session, pn.state.location)
-        await made(session.page).open()
+        await (await made(session.page).drawn()).open()
 
     made(session.page)
     sidebar.on_tune = tune

@@ -1,20 +1,36 @@
 """A page of several parts, each on a tab of its own, made and traced when it is first looked at."""
 
+import asyncio
+import contextlib
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
 
 import panel as pn
 import panel_material_ui as pmui
+import param
 import xarray as xr
+from panel.custom import AnyWidgetComponent
 
 from workbench.app.page import TracedPage
 from workbench.app.parts import Theme
 from workbench.app.runner import Runner
 from workbench.session import Session
 
+PATIENCE = 10.0  # seconds that a browser has to draw something
 Part = Callable[[Session, Runner, Theme], TracedPage]
 Made = TypeVar("Made")
+
+
+class Arrival(AnyWidgetComponent):
+    """Something without extent that tells Python when the page draws it, and so what it stands beside."""
+
+    here = param.Boolean(False, doc="True once it was drawn.")
+
+    _esm = """export default { render({ model }) {
+      const waiting = setTimeout(() => { model.set("here", true); model.save_changes() }, 50)
+      return () => clearTimeout(waiting)
+    } }"""
 
 
 class Later(pn.viewable.Viewer, Generic[Made]):
@@ -23,6 +39,7 @@ class Later(pn.viewable.Viewer, Generic[Made]):
     def __init__(self, make: Callable[[], Made]) -> None:
         super().__init__()
         self._make, self._box = make, pn.Column(sizing_mode="stretch_width")
+        self._arrival = Arrival(visible=False)
 
     def __panel__(self) -> pn.viewable.Viewable:
         return self._box
@@ -31,13 +48,22 @@ class Later(pn.viewable.Viewer, Generic[Made]):
     def made(self) -> Made:
         """What stands here; made by the first who asks."""
         found = self._make()
-        self._box[:] = [found]
+        self._box[:] = [found, self._arrival]
         return found
 
     @property
     def empty(self) -> bool:
         """True until it is made."""
         return not self._box.objects
+
+    async def drawn(self) -> Made:
+        """What stands here, once a browser has drawn it: what changes before may be lost on the way."""
+        found, arrived = self.made, asyncio.Event()
+        if pn.state.curdoc is not None and not self._arrival.here:
+            self._arrival.param.watch(lambda _: arrived.set(), "here")
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(arrived.wait(), PATIENCE)
+        return found
 
 
 class TabbedPage(pn.viewable.Viewer):
@@ -59,6 +85,7 @@ class TabbedPage(pn.viewable.Viewer):
             sx={"& .MuiTab-root": {"textTransform": "none", "minHeight": 36, "py": 0.5}},
         )
         self._tabs.link(session, active=self.tab, bidirectional=True)
+        _ = self._parts[getattr(session, self.tab)].made  # comes with the page
         session.param.watch(self.open, ["page", self.tab])
 
     def __panel__(self) -> pn.viewable.Viewable:
@@ -71,6 +98,6 @@ class TabbedPage(pn.viewable.Viewer):
     async def open(self, *_: Any) -> None:
         """Fetch what the part that is looked at shows."""
         if self._session.page == self.number:
-            part = self._parts[getattr(self._session, self.tab)].made
+            part = await self._parts[getattr(self._session, self.tab)].drawn()
             part.on_result = self._told
             await part.open()
