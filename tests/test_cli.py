@@ -417,8 +417,8 @@ def test_a_signal_leaves_a_checkpoint_from_which_the_same_command_goes_on(
     assert again == apart(spec, tmp_path / "apart", monkeypatch)
 
 
-def test_two_processes_of_accelerate_give_what_one_gives(written, tmp_path, monkeypatch):
-    path = written(batch=10, learning_rate=0.01)
+def test_two_processes_of_accelerate_give_what_one_gives(written, saved, tmp_path, monkeypatch):
+    path = written(model=saved("llama"), batch=10, learning_rate=0.01)  # without dropout, which each would draw anew
     script = str(Path(sys.executable).with_name("workbench"))
     command = [script, "tune", str(path), "--set", "processes=2", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
