@@ -68,7 +68,7 @@ def tuned(page: Page) -> tuple[float, str]:
     page.get_by_text(re.compile(r"About .* for \d+ steps")).wait_for()
     started = time.perf_counter()
     page.get_by_role("button", name="Start", exact=True).click()
-    page.locator(".rw-training-curves [data-points]:visible").first.wait_for()
+    page.locator(".rw-training-curves").get_by_text(re.compile("step [1-9]")).first.wait_for()
     first = time.perf_counter() - started
     row = page.locator(".rt-list tbody tr[aria-selected=true]")
     row.filter(has_text="finished").wait_for()
