@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import IO, Any
 
 from workbench.disk import write_whole
@@ -36,7 +36,8 @@ def launched(spec: Spec, run: Run) -> Run:
         asked = process.poll() is None and watch.done < spec.steps
         if asked:
             _ask_to_end(process)
-        process.wait(ENDING)
+        with suppress(subprocess.TimeoutExpired):  # then they are killed, and go on from their last checkpoint
+            process.wait(ENDING)
         watch.look()
         said.seek(0)
         text = said.read()
