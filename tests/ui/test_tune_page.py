@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterator
 
 import pytest
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Browser, Locator, Page, expect
 from test_app import HIDDEN_WIDTH, RESULT, SLOW, App, dashboard, state, tab
 
 PAIR = {"task_a": "subject_verb", "corruption_a": "number", "task_b": "induction", "corruption_b": "no_match", "n": 8}
@@ -131,21 +131,30 @@ def test_what_stands_against_a_run_is_said_beside_the_button(page: Page, app: Ap
     expect(page.get_by_text(re.compile("mine.jsonl: line 2 needs 'prompt' and 'answer'"))).to_be_visible()
 
 
-def test_the_sidebar_starts_a_run_and_it_can_be_duplicated_with_changes(page: Page, app: App) -> None:
+def test_the_sidebar_starts_a_run_and_another_session_duplicates_it_with_changes(
+    page: Page, app: App, browser: Browser
+) -> None:
     page.goto(app.address(**PAIR, checkpoint=500, seed=1))
     page.get_by_role("button", name="Fine-tune this model on these tasks").click()
     started = row(page, "subject_verb, induction · lora · zoo/tasks@500 · seed 1")
     expect(started).to_contain_text(re.compile("running|finished"), timeout=SLOW)
     expect(tab(page, "Runs")).to_have_attribute("aria-selected", "true")
-    button(page, "Duplicate with changes").click()
-    expect(page.get_by_label("Seed", exact=True).locator("visible=true")).to_have_value("1")
-    fill(page, "Seed", "2")
-    fill(page, "Steps", "4")
-    expect(page.get_by_text(re.compile("About .* for 4 steps"))).to_be_visible(timeout=SLOW)
-    button(page, "Start").click()
-    other = row(page, "subject_verb, induction · lora · zoo/tasks@500 · seed 2")
-    expect(other).to_contain_text(re.compile("finished.*4 / 4"), timeout=SLOW)
-    expect(other).to_have_attribute("aria-selected", "true")
+    other = browser.new_context(viewport=page.viewport_size).new_page()
+    other.set_default_timeout(60_000)
+    other.goto(app.address(**state(page)))
+    button(other, "Duplicate with changes").click()
+    expect(other.get_by_label("Seed", exact=True).locator("visible=true")).to_have_value("1")
+    fill(other, "Seed", "2")
+    fill(other, "Steps", "4")
+    expect(other.get_by_text(re.compile("About .* for 4 steps"))).to_be_visible(timeout=SLOW)
+    button(other, "Start").click()
+    second = "subject_verb, induction · lora · zoo/tasks@500 · seed 2"
+    expect(row(other, second)).to_contain_text(re.compile("finished.*4 / 4"), timeout=SLOW)
+    expect(row(other, second)).to_have_attribute("aria-selected", "true")
+    other.context.close()
+    page.bring_to_front()
+    expect(row(page, second)).to_contain_text(re.compile("finished.*4 / 4"))
+    expect(started).to_have_attribute("aria-selected", "true")
     started.focus()
     page.keyboard.press("ArrowUp")
-    expect(other).to_be_focused()
+    expect(row(page, second)).to_be_focused()
