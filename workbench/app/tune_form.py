@@ -201,7 +201,7 @@ class FormPart(pn.viewable.Viewer):
 
     @property
     def _shown(self) -> bool:
-        return self._session.page == 4 and self._session.tune == 0
+        return self._session.page == PAGE and self._session.tune == 0
 
     async def open(self) -> None:
         """Estimate what is asked for."""
