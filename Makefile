@@ -9,7 +9,7 @@ app: .venv/made
 
 test: .venv/made
 	$(BIN)/python -m pytest --ignore tests/ui -n auto --dist worksteal
-	$(BIN)/python -m pytest tests/ui -n 2 --dist loadfile
+	$(BIN)/python -m pytest tests/ui
 
 lint: .venv/made
 	$(BIN)/ruff check .

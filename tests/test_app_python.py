@@ -6,12 +6,13 @@ from types import SimpleNamespace
 from urllib.parse import parse_qs
 
 import markdown_it
+import panel as pn
 import pytest
 from tornado.web import HTTPError
 
 from workbench.app import runner as runner_module
 from workbench.app.guard import COOKIE, TokenAuth, new_token
-from workbench.app.main import publish, restore
+from workbench.app.main import build, publish, restore
 from workbench.app.parts import code, plain
 from workbench.app.runner import Runner, Stale
 from workbench.app.sidebar import Sidebar, offered_models
@@ -358,3 +359,15 @@ def test_errors_are_said_below_the_stop_button_until_the_next_request():
     with pytest.raises(ZeroDivisionError), runner.reporting():
         raise ZeroDivisionError("division by zero")
     assert alert.object == plain("Unexpected ZeroDivisionError: division by zero (the server's log has the details).")
+
+
+def test_what_one_session_does_changes_no_other_s_page(monkeypatch):
+    monkeypatch.setattr(type(pn.state), "onload", lambda *_: None)
+    page = build()
+    assert not page.busy
+    pn.state._add_busy_event("of another session")
+    try:
+        assert pn.state.busy and not page.busy
+    finally:
+        pn.state._remove_busy_event("of another session")
+    assert not page.busy

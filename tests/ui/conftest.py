@@ -17,8 +17,11 @@ from urllib.parse import urlsplit
 
 import nbformat
 import panel as pn
+import panel_material_ui as pmui
 import pytest
 from playwright.sync_api import BrowserContext, Locator, Page, expect
+
+from workbench.app.parts import apart
 
 NO_BROWSER = "no Chromium found; install Debian's chromium package or set CHROMIUM"
 # A shared machine may be slow; a wait that succeeds costs nothing.
@@ -193,6 +196,8 @@ def serve() -> Iterator[Callable[..., str]]:
 
     def start(app, **options) -> str:
         port = free_port()
+        if isinstance(app, pmui.Page):
+            apart(app)  # or the page of one test would follow what is done in the next one's
         pn.serve(app, port=port, address="127.0.0.1", threaded=True, show=False, verbose=False, **options)
         wait_for_port(port)
         return f"http://127.0.0.1:{port}/"

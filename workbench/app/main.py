@@ -11,7 +11,7 @@ import xarray as xr
 
 from workbench.app.circuits import CircuitsPage
 from workbench.app.gradients import GradientsPage
-from workbench.app.parts import Note, Theme
+from workbench.app.parts import Note, Theme, apart
 from workbench.app.routing import RoutingPage
 from workbench.app.runner import Runner
 from workbench.app.sidebar import Sidebar, offered_models, offered_runs
@@ -51,6 +51,7 @@ def build() -> pmui.Page:
     tabs.link(session, active="page", bidirectional=True)
     page = pmui.Page(
         title="Reuse Workbench",
+        busy_indicator=None,
         sidebar=[sidebar],
         sidebar_width=320,
         main=[
@@ -63,7 +64,7 @@ def build() -> pmui.Page:
             )
         ],
     )
-    page.param.watch(lambda event: theme.param.update(dark=bool(event.new)), "dark_theme")
+    apart(page).param.watch(lambda event: theme.param.update(dark=bool(event.new)), "dark_theme")
 
     def told(ds: xr.Dataset) -> None:
         sidebar.show_card(str(ds.attrs["model"]), Card.from_json(ds.attrs["trust"]))

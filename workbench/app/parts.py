@@ -10,6 +10,7 @@ import panel_material_ui as pmui
 import param
 import plotly.graph_objects as go
 from panel.custom import AnyWidgetComponent
+from panel.util import edit_readonly
 
 from workbench.app.hosting import panelize
 from workbench.session import Session
@@ -29,6 +30,17 @@ def heading(text: str, about: str) -> pn.viewable.Viewable:
         pmui.Typography(about, variant="body2", margin=0, sx={"opacity": 0.75, "maxWidth": "75em"}),
         margin=(22, 0, 8, 0),
     )
+
+
+def apart(page: pmui.Page) -> pmui.Page:
+    """The page, no longer following Panel's busy flag.
+
+    That flag is one for all sessions of a server: a click in one would change the pages of the others, whose documents
+    it does not hold, and so end in an error and be lost.
+    """
+    with edit_readonly(page):
+        page.busy = False
+    return page
 
 
 class Note(pn.viewable.Viewer):
