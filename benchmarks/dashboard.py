@@ -72,7 +72,7 @@ def tuned(page: Page) -> tuple[float, str]:
     first = time.perf_counter() - started
     row = page.locator(".rt-list tbody tr[aria-selected=true]")
     row.filter(has_text="finished").wait_for()
-    return first, "run/" + row.locator("td").first.inner_text()
+    return first, "run/" + row.locator(".rt-name").inner_text()
 
 
 def main() -> None:
