@@ -10,7 +10,7 @@ import panel_material_ui as pmui
 import param
 import plotly.graph_objects as go
 from panel.custom import AnyWidgetComponent
-from panel.util import edit_readonly
+from panel.util.parameters import edit_readonly
 
 from workbench.app.hosting import panelize
 from workbench.session import Session
