@@ -123,7 +123,10 @@ def _known_dtype(dtype: str) -> str:
 
 def _read(source: Source, dtype: torch.dtype, trust_remote_code: bool) -> tuple[Any, Any]:
     """Module and tokenizer from a checked directory; an adapter's base model is found by its own reference."""
-    safe = {"use_safetensors": True, "trust_remote_code": trust_remote_code, "dtype": dtype, "local_files_only": True}
+    safe: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": trust_remote_code, "local_files_only": True}
+    safe["dtype"] = dtype
+    if dtype == torch.float64:  # torch groups the products of experts in single precision and below only
+        safe["experts_implementation"] = "eager"
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             source.folder, local_files_only=True, trust_remote_code=trust_remote_code
