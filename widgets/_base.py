@@ -1,9 +1,18 @@
-"""What all widgets share: setting traits together, and traits that carry arrays as bytes."""
+"""What all widgets share: a front end in pieces, setting traits together, and traits that carry arrays as bytes."""
 
+from pathlib import Path
 from typing import Any
 
 import anywidget
 import traitlets as T
+
+
+_SHARED = Path(__file__).with_name("shared.js")
+
+
+def front_end(folder: Path, *names: str) -> str:
+    """The JavaScript module of a widget: what all of them share, then the named files of its folder."""
+    return "\n".join(path.read_text(encoding="utf-8") for path in (_SHARED, *(folder / name for name in names)))
 
 
 def packed(help: str) -> T.Bytes:

@@ -294,7 +294,7 @@ def test_a_long_prompt_draws_and_cleans_up(page: Page, serve) -> None:
     page.goto(serve(pn.pane.Str("empty page")))
     packed = attention_row.pack([f" {i}" for i in range(200)], np.full(200, 1 / 200))
     state = packed | {"weights": list(packed["weights"]), "parts": [], "suggested": [], "query": -1, "heading": ""}
-    found = page.evaluate(STANDALONE, [AttentionRow.ESM.read_text(encoding="utf-8"), state])
+    found = page.evaluate(STANDALONE, [AttentionRow.ESM, state])
     assert found == {"most": 7, "label": "' 0' (0), present weight 0.005", "tokens": 200, "left": 0}
 
 

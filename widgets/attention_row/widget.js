@@ -1,9 +1,8 @@
 // @ts-check
+/// <reference path="../shared.js" />
 // One row of an attention pattern: the present weight on each token, and the edited one in whole parts.
 
 /**
- * @typedef {{get: (name: string) => any, set: (name: string, value: any) => void, save_changes: () => void,
- *   on: (event: string, call: () => void) => void, off: (event: string, call: () => void) => void}} Model
  * @typedef {{tokens: string[], names: string[], weights: Float32Array, query: number, heading: string,
  *   suggested: number[]}} Data
  */
@@ -14,25 +13,8 @@ const LISTED = 8; // tokens that the status names
 const HINT =
   "Click a token to attend to it, click again to leave it out. Shift+click or the keys + and - change its part, "
   + "the arrow keys move, Escape clears.";
-/** @type {Record<string, string>} */
-const WHITE = { " ": "·", "\u00a0": "·", "\n": "↵", "\r": "↵", "\t": "⇥" };
 /** @type {Record<string, number>} */
 const STEPS = { "+": 1, "=": 1, "-": -1 };
-
-/** @param {string} tag @param {string} name @param {string} [text] @param {Record<string, string>} [attributes] */
-function make(tag, name, text = "", attributes = {}) {
-  const element = document.createElement(tag);
-  element.className = name;
-  element.textContent = text;
-  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
-  return element;
-}
-
-/** Own, aligned copy of what a host hands over for bytes. @param {any} value @returns {ArrayBuffer} */
-function buffer(value) {
-  if (!value || value instanceof ArrayBuffer) return value ?? new ArrayBuffer(0);
-  return value.buffer.slice(value.byteOffset, value.byteOffset + value.byteLength);
-}
 
 /** The traits, or what does not fit together yet. @param {Model} model @returns {Data | string} */
 function read(model) {
@@ -52,12 +34,6 @@ function read(model) {
   }
   const [names, heading, suggested] = ["names", "heading", "suggested"].map((name) => model.get(name));
   return { tokens, names, weights: new Float32Array(weights), query, heading, suggested };
-}
-
-/** A token with its white space made visible, in the letters that there is room for. @param {string} token */
-function visible(token) {
-  const letters = [...(token.replace(/[ \u00a0\n\r\t]/g, (letter) => WHITE[letter]) || "∅")];
-  return letters.length > LONGEST ? `${letters.slice(0, LONGEST - 1).join("")}…` : letters.join("");
 }
 
 /** A token in a sentence, where a blank may stay a blank. @param {string} token */
@@ -110,7 +86,7 @@ function makeCell({ tokens, names, weights, query }, position) {
   const attributes = { role: "checkbox", tabindex: "-1", "data-position": String(position) };
   const cell = make("div", `rw-token${kind}`, "", attributes);
   if (names[position]) cell.append(make("div", "rw-name", names[position]));
-  cell.append(make("div", "rw-chip", visible(tokens[position])));
+  cell.append(make("div", "rw-chip", short(tokens[position], LONGEST)));
   if (position > query) cell.setAttribute("aria-disabled", "true");
   if (weights.length) cell.append(make("div", "rw-bar rw-present"));
   cell.append(make("div", "rw-bar rw-edited"));
@@ -315,15 +291,6 @@ class Row {
   }
 }
 
-/** One call for all the traits that one message changes. @param {() => void} call */
-function together(call) {
-  let timer = 0;
-  return () => {
-    clearTimeout(timer);
-    timer = setTimeout(call);
-  };
-}
-
 /** @param {{model: Model, el: HTMLElement}} host */
 function render({ model, el }) {
   const row = new Row(model);
@@ -338,6 +305,7 @@ function render({ model, el }) {
   observer.observe(row.root);
   return () => {
     observer.disconnect();
+    redraw.stop();
     for (const name of DATA_TRAITS) model.off(`change:${name}`, redraw);
     model.off("change:parts", update);
     row.root.remove();

@@ -1,9 +1,8 @@
 // @ts-check
+/// <reference path="../shared.js" />
 // Words, numbers and small pieces that the other files of this widget share. They are joined to one module.
 
 /**
- * @typedef {{get: (name: string) => any, set: (name: string, value: any) => void, save_changes: () => void,
- *   on: (event: string, call: () => void) => void, off: (event: string, call: () => void) => void}} Model
  * @typedef {{a: number[], b: number[] | null, scale: string, masked: number[], bins: number, size: number}} Item
  *   What Python is asked for: a head as [side, layer, head], or the difference of two.
  * @typedef {{bytes: Uint8Array, low: number, high: number, rooted: boolean, error?: string}} Part  its bytes
@@ -30,40 +29,8 @@ const [LETTER, LONGEST, WINDOW, GAP] = [6.7, 14, 96, 16]; // pixels, letters, to
 const FONT = 'Helvetica, Arial, "Liberation Sans", sans-serif';
 const MONO = 'Courier, "Courier New", "Liberation Mono", monospace';
 const SCALES = { probability: "attention probability", log: "log probability", score: "score before softmax" };
-/** @type {Record<string, string>} */
-const WHITE = { " ": "·", "\u00a0": "·", "\n": "↵", "\r": "↵", "\t": "⇥" };
 const HINT = "Click a row, a column or a token to select it; the arrow keys move it.";
 const HINT_GRID = "Click a map to make it large, or use the arrow keys and Enter; click a token to select it.";
-
-/** @param {string} tag @param {string} name @param {string} [text] @param {Record<string, string>} [attributes] */
-function make(tag, name, text = "", attributes = {}) {
-  const element = document.createElement(tag);
-  element.className = name;
-  element.textContent = text;
-  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
-  return element;
-}
-
-/** @param {any} value what a host hands over for bytes */
-function bytes(value) {
-  if (!value) return new Uint8Array();
-  return value instanceof ArrayBuffer ? new Uint8Array(value)
-    : new Uint8Array(value.buffer, value.byteOffset, value.byteLength);
-}
-
-/** A token with what has no shape made visible. @param {string} token */
-function visible(token) {
-  const shown = token.replace(/[ \u00a0\n\r\t]/g, (letter) => WHITE[letter])
-    .replace(/[\u0000-\u001f]/g, (letter) => String.fromCharCode(0x2400 + letter.charCodeAt(0)))
-    .replace(/[\u007f-\u009f\u200b-\u200f\u202a-\u202e\u2066-\u2069\ufeff\ufffe\uffff]/g, "�");
-  return shown.replace(/[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]/g, "�") || "∅";
-}
-
-/** @param {string} token */
-function short(token) {
-  const letters = [...visible(token)];
-  return letters.length > LONGEST ? `${letters.slice(0, LONGEST - 1).join("")}…` : letters.join("");
-}
 
 /** Room a label needs; letters of wide scripts count twice. @param {string} label */
 function room(label) {
@@ -120,15 +87,6 @@ function shorten(shown, heads) {
   const whole = (/** @type {number} */ layer) =>
     heads.every((head) => shown.some((pair) => pair[0] === layer && pair[1] === head));
   return [...new Set(shown.map((pair) => (whole(pair[0]) ? `L${pair[0]}` : headName(pair))))].join(" ");
-}
-
-/** One call for all that changes at a time. @param {() => void} call */
-function together(call) {
-  let timer = 0;
-  return () => {
-    clearTimeout(timer);
-    timer = setTimeout(call);
-  };
 }
 
 /** The traits; what does not fit the others, as a host may send it, counts as not chosen. @param {Model} model */

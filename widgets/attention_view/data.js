@@ -56,7 +56,7 @@ class Fetcher {
   }
 
   receive() {
-    const raw = bytes(this.model.get("_parts"));
+    const raw = new Uint8Array(buffer(this.model.get("_parts")));
     if (raw.length < 4) return;
     let at = 4 + new DataView(raw.buffer, raw.byteOffset).getUint32(0, true);
     const head = JSON.parse(new TextDecoder().decode(raw.subarray(4, at)));

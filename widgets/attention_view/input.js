@@ -139,6 +139,4 @@ function listen(view) {
     if (used) event.preventDefault();
     if (used) event.stopPropagation();
   });
-  // The style sheet lets the colour of text change in a moment; that moment is when the host's theme has changed.
-  view.root.addEventListener("transitionend", (event) => event.target === view.root && view.later());
 }

@@ -28,7 +28,7 @@ function makeSlot(view, cell, size, side, width) {
     return slot;
   }
   const tokens = [...view.state.tokens, ...view.state.tokens_b];
-  slot.left = Math.ceil(Math.max(48, ...tokens.map((token) => room(short(token)))) + 14);
+  slot.left = Math.ceil(Math.max(48, ...tokens.map((token) => room(short(token, LONGEST)))) + 14);
   const free = width - slot.left - EDGE - GAP;
   const tall = Math.min(760, Math.max(SMALLEST, innerHeight - 260));
   plate.resize(Math.max(160, Math.min(LARGEST * size, tall, Math.floor(free))));
@@ -59,7 +59,7 @@ function label(view, { plate, piece, labels, name, left }) {
       const near = token >= from && token < Number(from) + span && Math.abs(position - token) < step;
       if (!chosen && (near || position % step)) continue;
       const kind = axis === "key" ? "rw-label rw-turned" : "rw-label";
-      const label = make("div", chosen && axis === role ? `${kind} rw-strong` : kind, short(piece.tokens[position]));
+      const label = make("div", chosen && axis === role ? `${kind} rw-strong` : kind, short(piece.tokens[position], LONGEST));
       const middle = (at + 0.5) * cell - 7;
       Object.assign(label.style, axis === "query" ? { top: `${TOP + middle}px`, width: `${left - 6}px` }
         : { left: `${left + middle}px`, top: `${TOP + plate.side + 6}px` });

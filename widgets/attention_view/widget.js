@@ -10,6 +10,7 @@ function render({ model, el }) {
   const observer = new ResizeObserver(() => view.later());
   const answered = () => view.fetcher.receive();
   const follow = () => view.follow();
+  const unwatch = onTheme(view.root, view.later);
   el.append(view.root);
   view.update();
   const calls = Object.fromEntries([...TRAITS.map((name) => [name, view.later]), ["token", follow], ["role", follow],
@@ -18,6 +19,8 @@ function render({ model, el }) {
   observer.observe(view.root);
   return () => {
     observer.disconnect();
+    unwatch();
+    view.later.stop();
     view.seen.disconnect();
     view.fetcher.stop();
     for (const [name, call] of Object.entries(calls)) model.off(`change:${name}`, call);

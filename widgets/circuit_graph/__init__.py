@@ -7,7 +7,7 @@ import numpy as np
 import traitlets as T
 from numpy.typing import ArrayLike
 
-from widgets._base import Widget, packed
+from widgets._base import Widget, front_end, packed
 
 _HERE = Path(__file__).parent
 COLUMNS = ("writer_layer", "writer_index", "reader_layer", "reader_index", "reader_kind")
@@ -69,8 +69,8 @@ class CircuitGraph(Widget):
     how many of the strongest edges are shown.
     """
 
-    # anywidget replaces `_esm` and `_css` when the class is made; other hosts need the files.
-    ESM = _esm = _HERE / "widget.js"
+    # anywidget replaces `_esm` and `_css` when the class is made; other hosts need what they were.
+    ESM = _esm = front_end(_HERE, "widget.js")
     CSS = _css = _HERE / "widget.css"
 
     shape = T.List(T.Int(min=0), [0, 0], 2, 2, help="list of int: number of layers, heads. Default: [0, 0].").tag(

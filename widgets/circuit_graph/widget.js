@@ -1,9 +1,8 @@
 // @ts-check
+/// <reference path="../shared.js" />
 // The circuit of a decoder: layers upwards, heads across, and the strongest edges from what writes to what reads.
 
 /**
- * @typedef {{get: (name: string) => any, set: (name: string, value: any) => void, save_changes: () => void,
- *   on: (event: string, call: () => void) => void, off: (event: string, call: () => void) => void}} Model
  * @typedef {{name: string, layer: number, at: number, type: string, into: Edge[], out: Edge[]}} Node
  *   `layer` and `at` are what `selected` says; `into` and `out` are the edges shown, the strongest first.
  * @typedef {{from: number, to: number, end: number, kind: number, score: number, name: string, curve: number[]}} Edge
@@ -26,27 +25,12 @@ const STEPS = 16; // straight pieces that stand for a curve when the pointer loo
 const LISTED = 5; // edges that the lines below name
 const HINT = "Click a node to select it, or use the arrow keys and Enter; Escape clears. Point at an edge to read it.";
 
-/** @param {string} tag @param {string} name @param {string} [text] @param {Record<string, string>} [attributes] */
-function make(tag, name, text = "", attributes = {}) {
-  const element = document.createElement(tag);
-  element.className = name;
-  element.textContent = text;
-  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
-  return element;
-}
-
 /** @param {string} tag @param {Record<string, string | number>} attributes @param {SVGElement[]} parts */
 function trace(tag, attributes, ...parts) {
   const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
   for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, String(value));
   element.append(...parts);
   return /** @type {SVGElement} */ (element);
-}
-
-/** Own, aligned copy of what a host hands over for bytes. @param {any} value @returns {ArrayBuffer} */
-function buffer(value) {
-  if (!value || value instanceof ArrayBuffer) return value ?? new ArrayBuffer(0);
-  return value.buffer.slice(value.byteOffset, value.byteOffset + value.byteLength);
 }
 
 /** @param {number} layers @param {number} heads @returns {Node[]} */
@@ -505,8 +489,6 @@ class Circuit {
       if (nodeAt(target) >= 0) this.moveStop(nodeAt(target));
       this.point(nodeAt(target));
     });
-    // The style sheet gives the legend's colours a moment, so that a change of theme says when it is done.
-    root.addEventListener("transitionend", () => this.ask());
   }
 }
 
@@ -517,16 +499,15 @@ function render({ model, el }) {
   const calls = { selected: () => circuit.showSelected(), limit: () => circuit.showStrongest(model.get("limit")) };
   for (const name of DATA_TRAITS) calls[name] = () => circuit.ask(true);
   const observer = new ResizeObserver(() => circuit.root.clientWidth !== circuit.width && circuit.fit());
-  const themes = new MutationObserver(() => circuit.ask());
+  const unwatch = onTheme(circuit.root, () => circuit.ask());
   el.append(circuit.root);
   circuit.listen();
   circuit.draw();
   for (const [name, call] of Object.entries(calls)) model.on(`change:${name}`, call);
   observer.observe(circuit.root);
-  // JupyterLab swaps whole style sheets, which starts no transition, and then names the theme.
-  themes.observe(document.body, { attributeFilter: ["data-jp-theme-name"] });
   return () => {
-    for (const each of [observer, themes]) each.disconnect();
+    observer.disconnect();
+    unwatch();
     for (const frame of [circuit.frame, circuit.hover]) cancelAnimationFrame(frame);
     for (const [name, call] of Object.entries(calls)) model.off(`change:${name}`, call);
     circuit.root.remove();

@@ -7,7 +7,7 @@ import numpy as np
 import traitlets as T
 from numpy.typing import ArrayLike
 
-from widgets._base import Widget, packed
+from widgets._base import Widget, front_end, packed
 
 _HERE = Path(__file__).parent
 # Traits that only make sense together, so that one check looks at all of them.
@@ -51,8 +51,8 @@ class HeadGrid(Widget):
     `show`. In the page a click, Enter or Space selects a head and Escape clears it.
     """
 
-    # anywidget replaces `_esm` and `_css` when the class is made; other hosts need the files.
-    ESM = _esm = _HERE / "widget.js"
+    # anywidget replaces `_esm` and `_css` when the class is made; other hosts need what they were.
+    ESM = _esm = front_end(_HERE, "widget.js")
     CSS = _css = _HERE / "widget.css"
 
     values = packed("float32, little-endian, C order [panel, layer, head]; NaN is 'no value'. Default: empty.")

@@ -1,9 +1,8 @@
 // @ts-check
+/// <reference path="../shared.js" />
 // Heat maps of one number a head, side by side, with one colour range and one selected head for all of them.
 
 /**
- * @typedef {{get: (name: string) => any, set: (name: string, value: any) => void, save_changes: () => void,
- *   on: (event: string, call: () => void) => void, off: (event: string, call: () => void) => void}} Model
  * @typedef {{panels: number, rows: number, heads: number, values: Float32Array, low: Float32Array, high: Float32Array,
  *   marks: Uint8Array, layers: number[], titles: string[], signed: boolean, limit: number, quantity: string,
  *   markNames: string[]}} Data
@@ -15,21 +14,6 @@ const DATA_TRAITS = [
 const MARK_KINDS = ["", "top", "shared"]; // what the style sheet calls them
 // In pixels: cells, a whole panel, and what a panel needs beside its cells.
 const [SMALLEST, COMFORTABLE, LARGEST, TALLEST, BESIDE] = [10, 13, 34, 720, 76];
-
-/** @param {string} tag @param {string} name @param {string} [text] @param {Record<string, string>} [attributes] */
-function make(tag, name, text = "", attributes = {}) {
-  const element = document.createElement(tag);
-  element.className = name;
-  element.textContent = text;
-  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
-  return element;
-}
-
-/** Own, aligned copy of what a host hands over for bytes. @param {any} value @returns {ArrayBuffer} */
-function buffer(value) {
-  if (!value || value instanceof ArrayBuffer) return value ?? new ArrayBuffer(0);
-  return value.buffer.slice(value.byteOffset, value.byteOffset + value.byteLength);
-}
 
 /** The traits as typed arrays, or what does not fit together yet. @param {Model} model @returns {Data | string} */
 function read(model) {
@@ -318,15 +302,6 @@ class Grid {
   }
 }
 
-/** One call for all the traits that one message changes. @param {() => void} call */
-function together(call) {
-  let timer = 0;
-  return () => {
-    clearTimeout(timer);
-    timer = setTimeout(call);
-  };
-}
-
 /** @param {{model: Model, el: HTMLElement}} host */
 function render({ model, el }) {
   const grid = new Grid(model);
@@ -341,6 +316,7 @@ function render({ model, el }) {
   observer.observe(grid.root);
   return () => {
     observer.disconnect();
+    redraw.stop();
     for (const name of DATA_TRAITS) model.off(`change:${name}`, redraw);
     model.off("change:selected", reselect);
     grid.root.remove();

@@ -11,15 +11,6 @@ const FLAT = { least: 76, most: 200 };
 const SLANTED = { least: 48, most: 76 };
 const [LONGEST, HIGHEST, GAP] = [260, 150, 2];
 
-/** @param {string} tag @param {string} name @param {string} [text] @param {Record<string, string>} [attributes] */
-function make(tag, name, text = "", attributes = {}) {
-  const element = document.createElement(tag);
-  element.className = name;
-  element.textContent = text;
-  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
-  return element;
-}
-
 /** @param {Data} data @param {number} index */
 function makeCell(data, index) {
   const { values, clear, signed, limit, count, absent } = data;
@@ -252,15 +243,6 @@ class Matrix {
   }
 }
 
-/** One call for all the traits that one message changes. @param {() => void} call */
-function together(call) {
-  let timer = 0;
-  return () => {
-    clearTimeout(timer);
-    timer = setTimeout(call);
-  };
-}
-
 /** @param {{model: Model, el: HTMLElement}} host */
 function render({ model, el }) {
   const matrix = new Matrix(model);
@@ -278,6 +260,7 @@ function render({ model, el }) {
   document.fonts.addEventListener("loadingdone", refit);
   return () => {
     observer.disconnect();
+    redraw.stop();
     document.fonts.removeEventListener("loadingdone", refit);
     for (const name of DATA_TRAITS) model.off(`change:${name}`, redraw);
     model.off("change:selected", reselect);

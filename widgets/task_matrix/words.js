@@ -1,19 +1,12 @@
 // @ts-check
+/// <reference path="../shared.js" />
 // What the matrix holds, and what it says of a pair in numbers and words.
 
 /**
- * @typedef {{get: (name: string) => any, set: (name: string, value: any) => void, save_changes: () => void,
- *   on: (event: string, call: () => void) => void, off: (event: string, call: () => void) => void}} Model
  * @typedef {{count: number, names: string[], values: Float32Array, low: Float32Array, high: Float32Array,
  *   clear: Uint8Array, diagonal: Float32Array, diagonalName: string, details: string[], detailValues: Float32Array,
  *   signed: boolean, limit: number, quantity: string, absent: string, title: string, note: string}} Data
  */
-
-/** Own, aligned copy of what a host hands over for bytes. @param {any} value @returns {ArrayBuffer} */
-function buffer(value) {
-  if (!value || value instanceof ArrayBuffer) return value ?? new ArrayBuffer(0);
-  return value.buffer.slice(value.byteOffset, value.byteOffset + value.byteLength);
-}
 
 /** The traits as typed arrays, or what does not fit together yet. @param {Model} model @returns {Data | string} */
 function read(model) {

@@ -1,9 +1,8 @@
 // @ts-check
+/// <reference path="../shared.js" />
 // Words and small pieces that the other files of this widget share. They are joined to one module.
 
 /**
- * @typedef {{get: (name: string) => any, set: (name: string, value: any) => void, save_changes: () => void,
- *   on: (event: string, call: () => void) => void, off: (event: string, call: () => void) => void}} Model
  * @typedef {{count: number, x: Float32Array, y: Float32Array, colourings: string[], codes: Uint16Array[],
  *   names: string[][], colours: string[][], by: number, texts: string[], textCodes: Uint32Array, span: number,
  *   start: number, axes: string[], heading: string, note: string}} Data  the traits, unpacked; `by` is the colouring
@@ -16,28 +15,6 @@ const HINT = "Click the map, then turn the wheel to zoom. Shift+drag always draw
 const NO_WEBGL = "The map cannot be drawn, as this browser gives no WebGL; switch on its hardware or software "
   + "rendering. The legend still selects whole categories.";
 const LOST = "The browser took the graphics memory of this map away; reload the page to draw it again.";
-/** @type {Record<string, string>} */
-const WHITE = { " ": "·", "\u00a0": "·", "\n": "↵", "\r": "↵", "\t": "⇥" };
-
-/** @param {string} tag @param {string} name @param {string} [text] @param {Record<string, string>} [attributes] */
-function make(tag, name, text = "", attributes = {}) {
-  const element = document.createElement(tag);
-  element.className = name;
-  element.textContent = text;
-  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
-  return element;
-}
-
-/** Own, aligned copy of what a host hands over for bytes. @param {any} value @returns {ArrayBuffer} */
-function buffer(value) {
-  if (!value || value instanceof ArrayBuffer) return value ?? new ArrayBuffer(0);
-  return value.buffer.slice(value.byteOffset, value.byteOffset + value.byteLength);
-}
-
-/** A token with its white space made visible. @param {string} token */
-function visible(token) {
-  return token.replace(/[ \u00a0\n\r\t]/g, (letter) => WHITE[letter]) || "∅";
-}
 
 /** @param {number} value */
 function number(value) {

@@ -93,8 +93,6 @@ class TokenMap {
       if (!canvas.matches(":focus")) event.stopPropagation();
     }, { capture: true });
     this.root.addEventListener("keydown", (event) => this.press(event));
-    // The style sheet lets the colour of text change in a moment; that moment is when the host's theme has changed.
-    this.root.addEventListener("transitionend", (event) => event.target === this.root && this.paint());
   }
 
   /** @param {KeyboardEvent} event */

@@ -9,12 +9,14 @@ function render({ model, el }) {
   const calls = Object.fromEntries([...DATA_TRAITS.map((name) => [name, redraw]), ["points", () => map.later(true)],
     ["selected", reselect], ["hidden", reselect]]);
   const observer = new ResizeObserver(() => (map.plot.scatter ? map.plot.resize() : map.drawPoints()));
+  const unwatch = onTheme(map.root, () => map.paint());
   el.append(map.root);
   map.draw();
   for (const [name, call] of Object.entries(calls)) model.on(`change:${name}`, call);
   observer.observe(map.stage);
   return () => {
     observer.disconnect();
+    unwatch();
     for (const [name, call] of Object.entries(calls)) model.off(`change:${name}`, call);
     map.stop();
   };

@@ -9,7 +9,7 @@ import numpy as np
 import traitlets as T
 from numpy.typing import ArrayLike
 
-from widgets._base import Widget, packed
+from widgets._base import Widget, front_end, packed
 
 __all__ = ["Line", "Panel", "TrainingCurves", "pack"]
 
@@ -116,7 +116,7 @@ class TrainingCurves(Widget):
     """
 
     # anywidget replaces `_esm` and `_css` when the class is made; other hosts need what they were.
-    ESM = _esm = "\n".join((_HERE / name).read_text(encoding="utf-8") for name in _FILES)
+    ESM = _esm = front_end(_HERE, *_FILES)
     CSS = _css = _HERE / "widget.css"
 
     x = packed("float64, little-endian [point]: steps, line after line. Default: empty.")

@@ -1,9 +1,8 @@
 // @ts-check
+/// <reference path="../shared.js" />
 // Small pieces that the other files of this widget share, and the traits as lines. The files are joined to one module.
 
 /**
- * @typedef {{get: (name: string) => any, set: (name: string, value: any) => void, save_changes: () => void,
- *   on: (event: string, call: () => void) => void, off: (event: string, call: () => void) => void}} Model
  * @typedef {{role: string, panel: number, owner: number, name: string, x: Float64Array, y: Float32Array,
  *   low: Float32Array | null, high: Float32Array | null, counts: Uint32Array | null}} Line
  * @typedef {{title: string, unit: string, kind: string}} PanelData
@@ -15,33 +14,10 @@ const OF_LINES = ["lengths", "roles", "panels", "owners", "names"];
 const DATA_TRAITS = [...Object.keys(BYTES), ...OF_LINES, "titles", "units", "kinds", "tasks", "colours"];
 const SAID = { heading: "rw-title", note: "rw-note", status: "rw-status" }; // traits that are shown as they are
 
-/** @param {string} tag @param {string} name @param {string} [text] @param {Record<string, string>} [attributes] */
-function make(tag, name, text = "", attributes = {}) {
-  const element = document.createElement(tag);
-  element.className = name;
-  element.textContent = text;
-  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
-  return element;
-}
-
-/** @param {string} tag @param {string} name @param {Record<string, string | number>} [attributes] */
-function draw(tag, name, attributes = {}) {
-  const element = /** @type {SVGElement} */ (document.createElementNS("http://www.w3.org/2000/svg", tag));
-  element.setAttribute("class", name);
-  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, String(value));
-  return element;
-}
-
 /** Writes only what differs, so that what is unchanged is not laid out or said again.
  * @param {Element} element @param {string} text */
 function write(element, text) {
   if (element.textContent !== text) element.textContent = text;
-}
-
-/** Own, aligned copy of what a host hands over for bytes. @param {any} value @returns {ArrayBuffer} */
-function buffer(value) {
-  if (!value || value instanceof ArrayBuffer) return value ?? new ArrayBuffer(0);
-  return value.buffer.slice(value.byteOffset, value.byteOffset + value.byteLength);
 }
 
 /** The traits, or what does not fit together yet. @param {Model} model @returns {Data | string} */

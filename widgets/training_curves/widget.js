@@ -2,16 +2,10 @@
 /// <reference path="curves.js" />
 // Live curves of a fine-tune: losses, held-out accuracy, and what was measured meanwhile, a colour a task.
 
-/** One call for all the traits that one message changes. @param {() => void} call */
-function together(call) {
-  let timer = 0;
-  return { call: () => { clearTimeout(timer); timer = setTimeout(call); }, stop: () => clearTimeout(timer) };
-}
-
 /** @param {{model: Model, el: HTMLElement}} host */
 function render({ model, el }) {
   const curves = new Curves(model);
-  const { call: reload, stop } = together(() => curves.load());
+  const reload = together(() => curves.load());
   const watched = [...DATA_TRAITS, ...Object.keys(SAID), "span", "logarithmic", "hidden"].map((name) => `change:${name}`);
   const observer = new ResizeObserver(() => curves.draw());
   el.append(curves.root);
@@ -21,7 +15,7 @@ function render({ model, el }) {
   return () => {
     observer.disconnect();
     for (const event of watched) model.off(event, reload);
-    stop();
+    reload.stop();
     curves.root.remove();
   };
 }

@@ -23,13 +23,13 @@ _PARAMETERS = {
 
 
 class Portable(Protocol):
-    """A widget class that says where its front-end files are; `ESM` may be the module itself.
+    """A widget class that says what its front end is: the module's text, and the style sheet's file.
 
     It may have `REPLIES`, {trait: (other trait, function)}: when the trait changes, the other is set to what the
     function makes of the widget or component. Traits tagged `local` stay in Python.
     """
 
-    ESM: ClassVar[Path | str]
+    ESM: ClassVar[str]
     CSS: ClassVar[Path]
 
     @classmethod
@@ -40,7 +40,7 @@ class Portable(Protocol):
 
 @functools.cache
 def panelize(widget_class: type[Portable]) -> type[AnyWidgetComponent]:
-    """The Panel component with the traits of `widget_class` as params and its `ESM` and `CSS` files as front end.
+    """The Panel component with the traits of `widget_class` as params and its `ESM` and `CSS` as front end.
 
     A component is used instead of a wrapped widget because ipywidgets keeps every widget of every session alive.
     The class is made once, as Panel sends its definition to the page once. It stretches over the available width.
