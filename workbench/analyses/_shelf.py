@@ -76,6 +76,7 @@ class Shelf:
         self._rows: list[dict[str, list[Part]]] = []
         self._file: Any = None
         self._like: Any = None  # an empty tensor of the gradients' kind, where they are computed
+        self._block: Any = None  # room for one, used again and again
 
     def __enter__(self) -> "Shelf":
         return self
@@ -186,6 +187,13 @@ class Shelf:
                     if found.numel():
                         yield index, found
 
+    def _shared(self, *shape: int) -> "torch.Tensor":
+        """A block of a shape; the one before is overwritten."""
+        need = int(np.prod(shape))
+        if self._block is None or need > len(self._block):
+            self._block = self._like.new_empty(need)
+        return self._block[:need].view(shape)
+
     def _blocks(self, parameter: int, count: int) -> "Iterator[tuple[torch.Tensor, range, range]]":
         """A parameter as a table, block by block, [gradient, row, column], with the rows and columns of each."""
         tall, wide = _table(self.division.shapes[parameter])
@@ -197,7 +205,7 @@ class Shelf:
         for columns in _ranges(wide, most):
             readers = [[part.open(columns) for part in row] for row in parts]
             for rows in _ranges(tall, BLOCK / size / count / len(columns)):
-                block = self._like.new_empty(count, len(rows), len(columns))
+                block = self._shared(count, len(rows), len(columns))
                 for out, row in zip(block, readers, strict=True):
                     for place, read in enumerate(row or [_nothing]):
                         read(out, rows, min(place, 1))
