@@ -5,7 +5,7 @@ pass of the blocks, without logits. `capture` reads every layer's logits, expert
 all that the analysis `routing` keeps of it: loads, entropies, pairs, choices, five random routers beside each router.
 The last table is that summary of many tokens, a few sequences at a time: growth of memory and arrays kept.
 
-python benchmarks/routing.py [--tokens 512] [--many 100000] [--repeats 5] [--shapes small,tiny] [--device cpu]
+python benchmarks/routing.py [--tokens 512] [--many 100000] [--repeats 25] [--shapes small,tiny] [--device cpu]
 """
 
 import argparse
@@ -82,7 +82,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--many", type=int, default=100_000)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=25)
     parser.add_argument("--shapes", default="small,tiny")
     parser.add_argument("--device", default="cpu")
     o = parser.parse_args()

@@ -4,6 +4,7 @@ import copy
 import functools
 import itertools
 import json
+import math
 import os
 import threading
 import time
@@ -260,6 +261,7 @@ class Engine:
         self._mark = uuid.uuid4().hex[:8]  # another engine on the same cluster has another
         self.tunes: dict[str, TuneJob] = {}  # the last job of each run
         self._timer = threading.Timer(SPARE_AFTER, self.warm_up)
+        self._asked = -math.inf  # when the last fine-tune was
         self._cluster = None if address else _local_cluster()
         by_file = bool(address) and str(address).endswith(".json")
         where: dict[str, Any] = {"scheduler_file" if by_file else "address": address or self._cluster}
@@ -297,6 +299,7 @@ class Engine:
             name = self._name(f"tune-{spec.name}")
             job = self.tunes[spec.name] = TuneJob(name, self.client, execute_tune, spec, former, **self._where(TUNES))
             job.when_done(self._ended)
+            self._asked = time.monotonic()
             self._later(SPARE_AFTER, self.warm_up)
             return job
 
@@ -309,9 +312,10 @@ class Engine:
         return future.result()
 
     def warm_up(self) -> None:
-        """Start a worker for the next fine-tune, if none is ready."""
+        """Start a worker for the next fine-tune if none is ready; not during the first steps of one, which it would slow."""
         with self._lock:
-            self._make_room()
+            if time.monotonic() - self._asked >= SPARE_AFTER:
+                self._make_room()
 
     def _later(self, seconds: float, act: Callable[[], None]) -> None:
         """Do something after a while, unless something else is to be done later meanwhile."""

@@ -101,11 +101,15 @@ def until(page: Page) -> Callable[[Callable[[], bool]], None]:
 
 # The colour that a canvas really paints for any notation of the style sheets: red, green, blue, alpha up to 255.
 _PIXEL = """colour => {
-  const canvas = Object.assign(document.createElement('canvas'), { width: 1, height: 1 })
-  const pen = canvas.getContext('2d', { willReadFrequently: true })
-  pen.fillStyle = colour
-  pen.fillRect(0, 0, 1, 1)
-  return [...pen.getImageData(0, 0, 1, 1).data]
+  const known = (window.rwPixels ??= new Map())
+  if (!known.has(colour)) {
+    const canvas = Object.assign(document.createElement('canvas'), { width: 1, height: 1 })
+    const pen = canvas.getContext('2d', { willReadFrequently: true })
+    pen.fillStyle = colour
+    pen.fillRect(0, 0, 1, 1)
+    known.set(colour, [...pen.getImageData(0, 0, 1, 1).data])
+  }
+  return known.get(colour)
 }"""
 # WCAG contrast of each text with what is painted behind it, also through shadow roots.
 _CONTRASTS = f"""elements => {{

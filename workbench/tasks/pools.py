@@ -82,16 +82,19 @@ def _registered(entry: Mapping[str, Any], tokenizer: Any, bos: bool, sizes: tupl
     prompts = task.encode(tokenizer, bos=bos)
     known, rng, spaced = set(prompts.texts), random.Random(f"tune/{seed}"), splits_on_spaces_only(tokenizer)
     head = [tokenizer.bos_token_id] if bos else []
-    ids: list[np.ndarray] = []
+    texts: list[str] = []
     for example in itertools.islice(task.stream(f"tune/{seed}"), 8 * sizes[0]):
         pair = render(example, spaced)
         word = rng.choice(pair.answers if target == "answer" else pair.wrongs)
         if pair.clean not in known:
-            ids.append(np.array(head + tokenizer(pair.clean + word, add_special_tokens=False)["input_ids"]))
-        if len(ids) == sizes[0]:
+            texts.append(pair.clean + word)
+        if len(texts) == sizes[0]:
             break
-    if len(ids) < LEAST:
-        raise TaskError(f"Task '{task.title}' has {len(ids)} prompts besides the {sizes[1]} held out; hold out fewer.")
+    if len(texts) < LEAST:
+        raise TaskError(
+            f"Task '{task.title}' has {len(texts)} prompts besides the {sizes[1]} held out; hold out fewer."
+        )
+    ids = [np.array(head + row) for row in tokenizer(texts, add_special_tokens=False)["input_ids"]]
     allowed = prompts.answers if target == "answer" else prompts.wrongs
     rows = [np.append(row, end[0]) for row, end in zip(prompts.clean, allowed, strict=True)]
     return Pool(title(entry), ids, [1] * len(ids), rows, [1] * len(rows), allowed)
