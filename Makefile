@@ -27,6 +27,7 @@ bench: .venv/made
 	$(BIN)/python benchmarks/token_map.py
 	$(BIN)/python benchmarks/gradients.py
 	$(BIN)/python benchmarks/tune.py
+	$(BIN)/python benchmarks/dashboard.py
 
 notebooks: .venv/made
 	$(BIN)/jupytext --sync notebooks/*.py

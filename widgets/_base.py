@@ -6,7 +6,6 @@ from typing import Any
 import anywidget
 import traitlets as T
 
-
 _SHARED = Path(__file__).with_name("shared.js")
 
 

@@ -312,7 +312,7 @@ class Engine:
         return future.result()
 
     def warm_up(self) -> None:
-        """Start a worker for the next fine-tune if none is ready; not during the first steps of one, which it would slow."""
+        """Start a worker for the next fine-tune if none is ready, but not beside the first steps of one."""
         with self._lock:
             if time.monotonic() - self._asked >= SPARE_AFTER:
                 self._make_room()
