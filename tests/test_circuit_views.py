@@ -189,7 +189,7 @@ def test_an_exact_scatter_without_edges_says_so():
 def test_an_ablation_matrix_shows_what_is_lost_beside_chance():
     ds = synthetic.ablated_both()
     figure = show(ds)
-    (cells,) = figure.data
+    cells, _ = figure.data
     np.testing.assert_allclose(cells.z, (ds["lost"] - ds["lost_null"]).transpose("component", "measured"))
     assert cells.zmin == -cells.zmax and cells.zmid == 0
     assert cells.text[0][0] == "<b>0.82</b><br>(random 0.10, 95 % 0.31)"
@@ -213,7 +213,7 @@ def test_a_joined_result_from_which_one_was_left_out_is_refused():
 
 def test_an_overlap_matrix_shows_pairs_less_chance_and_names_the_ceiling():
     ds = synthetic.overlaps()
-    cells, ceiling = show(ds, "overlap_matrix").data
+    cells, ceiling, _ = show(ds, "overlap_matrix").data
     np.testing.assert_allclose(cells.z, [[np.nan, 0.3], [0.3, np.nan]])
     assert [list(row) for row in cells.text] == [["", "IoU 0.50 (chance 0.20)"], ["IoU 0.50 (chance 0.20)", ""]]
     assert list(ceiling.text) == ["ceiling 0.90", "ceiling 0.80"] and list(ceiling.x) == list(ceiling.y)

@@ -178,7 +178,7 @@ def test_drift_is_drawn_in_the_order_of_training_with_chance():
 
 def test_a_strip_shows_first_experts_in_colours_that_are_told_apart():
     ds = synthetic.routed()
-    (cells,) = show(ds, "expert_strip", sequence=1).data
+    cells, _ = show(ds, "expert_strip", sequence=1).data
     np.testing.assert_array_equal(cells.z, ds["shown_chosen"].sel(component=1).values[..., 0].T)
     at = ds.sel(component=1, pos=3, layer=3)
     said = cells.text[1][3]
@@ -214,7 +214,7 @@ def test_energy_is_drawn_beside_a_normal_matrix():
 
 def test_similar_tasks_stand_beside_shuffled_ones():
     ds = synthetic.routed_tasks()
-    (cells,) = show(ds, "task_similarity", layer=3).data
+    cells, _ = show(ds, "task_similarity", layer=3).data
     np.testing.assert_allclose(cells.z, ds["similarity"].sel(layer=3))
     assert cells.text[0][1] == "shuffled 0.69" and "halves" in cells.text[0][0]
 

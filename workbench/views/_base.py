@@ -17,6 +17,7 @@ from widgets import AttentionView, CircuitGraph
 from widgets.head_grid import HeadGrid, pack
 from workbench import theme
 from workbench.registry import Registry, WorkbenchError
+from workbench.views._ink import inked
 
 OF_HEADS = (AttentionView, CircuitGraph, HeadGrid)  # widgets whose `selected` is a head
 NAMED = ("task", "receiver", "component")  # dimensions whose labels say enough as titles
@@ -74,7 +75,8 @@ def view(*, requires: Collection[str], variables: Collection[str], about: str):
                 raise ViewError(
                     f"The view '{name}' needs {', '.join(lacking)}; views that fit this dataset: {fitting}."
                 )
-            return function(ds, **options)
+            drawn = function(ds, **options)
+            return inked(drawn) if isinstance(drawn, go.Figure) else drawn
 
         VIEWS.add(name, View(name, draw, frozenset(requires), frozenset(variables), about))
         return draw
