@@ -103,22 +103,15 @@ def diagonal(names: list[str], ceiling: np.ndarray, silent: np.ndarray) -> go.Sc
 
 def heat(
     values: np.ndarray, clear: np.ndarray, x: list, y: list, hover: np.ndarray, words: np.ndarray, **more: Any
-) -> list[go.Heatmap | go.Scatter]:
-    """A heat map: cells that are clear in colour, the others grey; NaN is left without a colour.
-
-    Words on grey are in the ink of the page: Plotly would choose them for an opaque grey.
-    """
+) -> list[go.Heatmap]:
+    """A heat map: cells that are clear in colour, the others grey; NaN is left without a colour."""
     grey = ~clear & np.isfinite(values)
     shared: dict[str, Any] = {"x": x, "y": y, "xgap": 1, "ygap": 1, "hoverongaps": False, "customdata": hover}
-    shared |= {"hovertemplate": "%{customdata}<extra></extra>"}
+    shared |= {"hovertemplate": "%{customdata}<extra></extra>", "text": words, "texttemplate": "%{text}"}
     flat = {"colorscale": [[0, MUTED], [1, MUTED]], "showscale": False}
-    coloured = {"text": np.where(grey, "", words), "texttemplate": "%{text}"}
-    rows, columns = np.nonzero(grey)
-    places = {"x": [x[at] for at in columns], "y": [y[at] for at in rows], "text": words[grey]}
     return [
-        go.Heatmap(z=np.where(grey, np.nan, values), **coloured, **shared, **more),
+        go.Heatmap(z=np.where(grey, np.nan, values), **shared, **more),
         go.Heatmap(z=np.where(grey, 0.0, np.nan), **shared, **flat),
-        go.Scatter(mode="text", hoverinfo="skip", showlegend=False, **places),
     ]
 
 
