@@ -6,12 +6,21 @@ from typing import Any
 import anywidget
 import traitlets as T
 
-_SHARED = Path(__file__).with_name("shared.js")
+_HERE = Path(__file__).parent
 
 
 def front_end(folder: Path, *names: str) -> str:
     """The JavaScript module of a widget: what all of them share, then the named files of its folder."""
-    return "\n".join(path.read_text(encoding="utf-8") for path in (_SHARED, *(folder / name for name in names)))
+    return _joined(_HERE / "shared.js", *(folder / name for name in names))
+
+
+def style_sheet(folder: Path) -> str:
+    """The style sheet of a widget: what all of them share, then its own."""
+    return _joined(_HERE / "shared.css", folder / "widget.css")
+
+
+def _joined(*paths: Path) -> str:
+    return "\n".join(path.read_text(encoding="utf-8") for path in paths)
 
 
 def packed(help: str) -> T.Bytes:

@@ -19,6 +19,7 @@ import nbformat
 import panel as pn
 import panel_material_ui as pmui
 import pytest
+from dashboards import App, dashboard, expect_to_fit
 from playwright.sync_api import BrowserContext, Locator, Page, expect
 
 from workbench.app.parts import apart
@@ -148,6 +149,33 @@ def unreadable(page: Page) -> Callable[[str], list]:
         return [text for text in found if text[1] < 4.5]
 
     return find
+
+
+@pytest.fixture
+def readable(page: Page, unreadable: Callable, until: Callable) -> Callable[..., None]:
+    """`readable(texts, name, drawn)`: all texts stand out from their ground, and nothing is wider than the window."""
+
+    def look(texts: str, *name_and_drawn: str) -> None:
+        until(lambda: unreadable(texts) == [])  # colours fade into each other
+        expect_to_fit(page, *name_and_drawn)
+
+    return look
+
+
+@pytest.fixture
+def no_console_errors(page: Page) -> Iterator[None]:
+    """The page writes no error to the console."""
+    said = []
+    page.context.on("console", lambda message: message.type == "error" and said.append(message.text))
+    yield
+    assert said == []
+
+
+@pytest.fixture(scope="session")
+def app(running: Callable, tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
+    """One dashboard for the tests of single pages, so that each result is computed once."""
+    with dashboard(running, tmp_path_factory.mktemp("pages")) as started:
+        yield started
 
 
 def free_port() -> int:

@@ -456,7 +456,7 @@ def test_python_that_never_answers_is_noted_and_nothing_is_left_behind(page: Pag
     state = {name: trait.default() for name, trait in AttentionView.class_traits(sync=True).items() if name[0] != "_"}
     state |= {"tokens": TOKENS, "layers": [0], "heads": [0, 1, 2], "_parts": None}
     state = {name: value for name, value in state.items() if isinstance(value, (str, int, list, type(None)))}
-    listeners = page.evaluate(STANDALONE, [AttentionView.ESM, AttentionView.CSS.read_text(), state])
+    listeners = page.evaluate(STANDALONE, [AttentionView.ESM, AttentionView.CSS, state])
     assert listeners == 18
     expect(page.get_by_role("status")).to_contain_text("Python has not answered: it may be busy or stopped.")
     page.wait_for_function("() => wanted.length === 3")

@@ -315,7 +315,7 @@ def test_ten_thousand_edges_draw_at_once_and_are_cleaned_up(page: Page, serve) -
     packed = circuit_graph.pack(table, rng.laplace(0, 1, 10_000), [24, 16])
     arrays = [np.frombuffer(packed["edges"], "<i4").tolist(), np.frombuffer(packed["scores"], "<f4").tolist()]
     state = {"shape": [24, 16], "kv_heads": 0, "quantity": "", "limit": 0, "selected": [], "show_slider": True}
-    found = page.evaluate(STANDALONE, [CircuitGraph.ESM, CircuitGraph.CSS.read_text(), state, *arrays])
+    found = page.evaluate(STANDALONE, [CircuitGraph.ESM, CircuitGraph.CSS, state, *arrays])
     times = {name: round(found.pop(name)) for name in ("first", "redraw", "select", "hover")}
     print(f"10,000 edges, milliseconds until painted: {times}")
     assert found == {"most": 8, "count": "10,000 of 10,000 edges", "nodes": 24 * 17 + 2, "left": 0}

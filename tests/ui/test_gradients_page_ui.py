@@ -1,11 +1,9 @@
 """The parts of the Gradients page and the map of tokens, as a person opens them one after the other."""
 
-from collections.abc import Callable, Iterator
-
 import pytest
 import xarray as xr
-from playwright.sync_api import Locator, Page, expect
-from test_app import HIDDEN_WIDTH, SLOW, App, dashboard, state, tab
+from dashboards import SLOW, App, expect_to_fit, headline, state, tab
+from playwright.sync_api import Page, expect
 
 import workbench as wb
 from workbench.app.gradient_heads import summary as heads_summary
@@ -25,23 +23,11 @@ TASKS = f"induction:{CORRUPTIONS['induction']}"
 FIGURES = {"Tasks": 1, "Layers": 1, "Heads": 0, "Training": 1, "Saliency": 1}
 
 
-@pytest.fixture(scope="module")
-def app(running: Callable, tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
-    with dashboard(running, tmp_path_factory.mktemp("gradients")) as started:
-        yield started
-
-
-def headline(page: Page) -> Locator:
-    """The framed sentence above a part."""
-    return page.locator(".MuiAlert-message:visible").first
-
-
 def wait_for(page: Page, part: str) -> None:
     """Until a part shows its figures, or its head grid."""
     drawn = page.locator(".gtitle:visible") if FIGURES[part] else page.get_by_role("grid").locator("visible=true")
     drawn.nth(max(FIGURES[part] - 1, 0)).wait_for(timeout=SLOW)
-    for scrolled in ("html", ".main-content", ".sidebar"):
-        assert page.locator(scrolled).evaluate(HIDDEN_WIDTH) <= 0, f"{part}: {scrolled} scrolls sideways"
+    expect_to_fit(page, part)
 
 
 def test_each_part_draws_what_python_finds(page: Page, app: App, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,12 +1,12 @@
 """The parts of the Routing page, as a person opens them one after the other."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import xarray as xr
-from playwright.sync_api import Locator, Page, expect
-from test_app import HIDDEN_WIDTH, SLOW, App, choose, dashboard, state, tab
+from dashboards import SLOW, App, choose, headline, state, tab
+from playwright.sync_api import Page, expect
 
 import workbench as wb
 from workbench.app.routing import PARTS
@@ -23,21 +23,7 @@ DRAWN = {"Load": 2, "Tasks": 3, "Together": 3, "Specialisation": 2, "Training": 
 WORDS = ".MuiTypography-root, .MuiAlert-message span, .MuiFormHelperText-root, .bk-panel-models-markup-HTML td"
 FIGURES = ".gtitle, .annotation-text, .xtick text, .ytick text, .legendtext"
 TEXTS = ", ".join(f"{selector}:visible" for selector in f"{WORDS}, {FIGURES}".split(", "))
-
-
-@pytest.fixture(scope="module")
-def app(running: Callable, tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
-    """One dashboard for all tests, so that each result is computed once."""
-    with dashboard(running, tmp_path_factory.mktemp("routing")) as started:
-        yield started
-
-
-@pytest.fixture(autouse=True)
-def no_console_errors(page: Page) -> Iterator[None]:
-    said = []
-    page.context.on("console", lambda message: message.type == "error" and said.append(message.text))
-    yield
-    assert said == []
+pytestmark = pytest.mark.usefixtures("no_console_errors")
 
 
 @pytest.fixture
@@ -63,21 +49,7 @@ def wait_for(page: Page, part: str) -> None:
     page.locator(".gtitle:visible").nth(DRAWN[part] - 1).wait_for(timeout=SLOW)
 
 
-def headline(page: Page) -> Locator:
-    """The framed sentence above a part."""
-    return page.locator(".MuiAlert-message:visible").first
-
-
-def readable(page: Page, name: str, unreadable: Callable, until: Callable) -> None:
-    """All words stand out from their ground, and nothing is wider than the window."""
-    until(lambda: unreadable(TEXTS) == [])  # colours fade into each other
-    for scrolled in ("html", ".main-content", ".sidebar"):
-        assert page.locator(scrolled).evaluate(HIDDEN_WIDTH) <= 0, f"{name}: {scrolled} scrolls sideways"
-    ends = page.locator(".js-plotly-plot:visible").evaluate_all("all => all.map(e => e.getBoundingClientRect().right)")
-    assert all(end <= page.viewport_size["width"] for end in ends), name
-
-
-def test_each_part_draws_and_can_be_read(page: Page, app: App, unreadable: Callable, until: Callable) -> None:
+def test_each_part_draws_and_can_be_read(page: Page, app: App, readable: Callable) -> None:
     visit(page, app, "Load", surgery=EDIT)
     for place, name in enumerate(PARTS):
         tab(page, name).click()
@@ -85,14 +57,14 @@ def test_each_part_draws_and_can_be_read(page: Page, app: App, unreadable: Calla
         expect(page.get_by_text("Ready", exact=True)).to_be_visible(timeout=SLOW)
         expect(page.get_by_role("button", name="Show code").locator("visible=true")).to_be_visible()
         assert state(page) | {"route": str(place), "page": "2"} == state(page)
-        readable(page, name, unreadable, until)
+        readable(TEXTS, name)
     page.set_viewport_size({"width": 1920, "height": 900})
     page.get_by_role("button", name="Toggle theme").click()
     expect(page.locator("body")).not_to_have_css("background-color", "rgb(255, 255, 255)")
     for name in PARTS:
         tab(page, name).click()
         wait_for(page, name)
-        readable(page, name, unreadable, until)
+        readable(TEXTS, name)
 
 
 def test_what_is_said_is_what_python_finds(page: Page, app: App, result: Callable) -> None:

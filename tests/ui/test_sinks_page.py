@@ -1,13 +1,13 @@
 """The parts of the Sinks page, as a person opens them one after the other."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import xarray as xr
+from dashboards import SLOW, App, choose, headline, state, tab
 from playwright.sync_api import Locator, Page, expect
-from test_app import HIDDEN_WIDTH, SLOW, App, choose, dashboard, state, tab
 
 import workbench as wb
 from workbench.app.sinks import PARTS
@@ -30,22 +30,9 @@ DRAWN = {
 }
 WORDS = ".MuiTypography-root, .MuiAlert-message span, .rw-title, .rw-quantity, .rw-label, .rw-chip"
 FIGURES = ".gtitle, .annotation-text, .xtick text, .ytick text, .legendtext"
+SHOWN = ".js-plotly-plot:visible, .rw-attention:visible, .rw-head-grid:visible"
 TEXTS = ", ".join(f"{selector}:visible" for selector in f"{WORDS}, {FIGURES}".split(", "))
-
-
-@pytest.fixture(scope="module")
-def app(running: Callable, tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
-    """One dashboard for all tests, so that each result is computed once."""
-    with dashboard(running, tmp_path_factory.mktemp("sinks")) as started:
-        yield started
-
-
-@pytest.fixture(autouse=True)
-def no_console_errors(page: Page) -> Iterator[None]:
-    said = []
-    page.context.on("console", lambda message: message.type == "error" and said.append(message.text))
-    yield
-    assert said == []
+pytestmark = pytest.mark.usefixtures("no_console_errors")
 
 
 @pytest.fixture
@@ -70,28 +57,11 @@ def wait_for(page: Page, part: str) -> None:
         page.locator(f"{selector}:visible").nth(count - 1).wait_for(timeout=SLOW)
 
 
-def headline(page: Page) -> Locator:
-    """The framed sentence above a part."""
-    return page.locator(".MuiAlert-message:visible").first
-
-
 def figure(page: Page, title: str) -> Locator:
     return page.locator(".js-plotly-plot:visible").filter(has=page.locator(".gtitle", has_text=title))
 
 
-def readable(page: Page, name: str, unreadable: Callable, until: Callable) -> None:
-    """All words stand out from their ground, and nothing is wider than the window."""
-    until(lambda: unreadable(TEXTS) == [])  # colours fade into each other
-    for scrolled in ("html", ".main-content", ".sidebar"):
-        assert page.locator(scrolled).evaluate(HIDDEN_WIDTH) <= 0, f"{name}: {scrolled} scrolls sideways"
-    width = page.viewport_size["width"]
-    ends = page.locator(".js-plotly-plot:visible, .rw-attention:visible, .rw-head-grid:visible")
-    assert all(x <= width for x in ends.evaluate_all("all => all.map(e => e.getBoundingClientRect().right)")), name
-
-
-def test_each_part_draws_shares_the_selection_and_can_be_read(
-    page: Page, app: App, unreadable: Callable, until: Callable
-) -> None:
+def test_each_part_draws_shares_the_selection_and_can_be_read(page: Page, app: App, readable: Callable) -> None:
     visit(page, app, "Scores")
     wait_for(page, "Scores")
     page.locator(".rw-cell:visible").and_(page.get_by_label(re.compile(f"^{HEAD},"))).first.click()
@@ -107,7 +77,7 @@ def test_each_part_draws_shares_the_selection_and_can_be_read(
         expect(page.locator(".rw-cell[aria-selected=true]:visible")).to_have_count(maps)
         if name == "Dormant":
             expect(page.locator(".MuiAlert-message:visible").last).to_have_text(re.compile(f"^{HEAD} is "))
-        readable(page, name, unreadable, until)
+        readable(TEXTS, name, SHOWN)
     expect(page.locator(".rw-attention .rw-title")).to_have_text(re.compile(f"^{HEAD} on prompt 0 of backcopy"))
     page.set_viewport_size({"width": 1920, "height": 900})
     page.get_by_role("button", name="Toggle theme").click()
@@ -115,7 +85,7 @@ def test_each_part_draws_shares_the_selection_and_can_be_read(
     for name in PARTS:
         tab(page, name).click()
         wait_for(page, name)
-        readable(page, name, unreadable, until)
+        readable(TEXTS, name, SHOWN)
     expect(page.get_by_role("tab", selected=True)).to_have_text(["Sinks", "Viewer"])
 
 

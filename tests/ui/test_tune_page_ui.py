@@ -2,32 +2,18 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
+from dashboards import RESULT, SLOW, App, state, tab
 from playwright.sync_api import Browser, Locator, Page, expect
-from test_app import HIDDEN_WIDTH, RESULT, SLOW, App, dashboard, state, tab
 
 PAIR = {"task_a": "subject_verb", "corruption_a": "number", "task_b": "induction", "corruption_b": "no_match", "n": 8}
 NEW = {"page": 4, "tune": 0, "model": "zoo/tasks", **PAIR}
 WORDS = ".MuiTypography-root, .MuiAlert-message span, .rt-list td, .rt-list th, .gtitle, .annotation-text, .legendtext"
 WORDS += ", .rw-training-curves :is(.rw-title, .rw-note, .rw-toggle, .rw-panel-title, .rw-when, .rw-tick, .rw-value)"
 TEXTS = ", ".join(f"{selector}:visible" for selector in WORDS.split(", "))
-
-
-@pytest.fixture(scope="module")
-def app(running: Callable, tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
-    """One dashboard for all tests here."""
-    with dashboard(running, tmp_path_factory.mktemp("tune")) as started:
-        yield started
-
-
-@pytest.fixture(autouse=True)
-def no_console_errors(page: Page) -> Iterator[None]:
-    said = []
-    page.context.on("console", lambda message: message.type == "error" and said.append(message.text))
-    yield
-    assert said == []
+pytestmark = pytest.mark.usefixtures("no_console_errors")
 
 
 def fill(page: Page, field: str, text: str) -> None:
@@ -48,16 +34,7 @@ def curves(page: Page) -> Locator:
     return page.locator(".rw-training-curves:visible")
 
 
-def readable(page: Page, unreadable: Callable, until: Callable) -> None:
-    """All words stand out from their ground, and nothing is wider than the window."""
-    until(lambda: unreadable(TEXTS) == [])
-    for scrolled in ("html", ".main-content", ".sidebar"):
-        assert page.locator(scrolled).evaluate(HIDDEN_WIDTH) <= 0, f"{scrolled} scrolls sideways"
-
-
-def test_a_run_is_started_left_found_again_paused_resumed_and_traced(
-    page: Page, app: App, unreadable: Callable, until: Callable
-) -> None:
+def test_a_run_is_started_left_found_again_paused_resumed_and_traced(page: Page, app: App, readable: Callable) -> None:
     page.goto(app.address(**NEW))
     expect(page.get_by_text(re.compile("About .* for 200 steps"))).to_be_visible(timeout=SLOW)
     button(page, "Add a task").click()
@@ -65,7 +42,7 @@ def test_a_run_is_started_left_found_again_paused_resumed_and_traced(
     for field, text in (("Steps", "5000"), ("Rows a step", "6"), ("Steps between checkpoints", "2000")):
         fill(page, field, text)
     expect(page.get_by_text(re.compile("About .* for 5000 steps and .* of 712,448"))).to_be_visible(timeout=SLOW)
-    readable(page, unreadable, until)
+    readable(TEXTS, "Tune")
     button(page, "Start").click()
     curves(page).locator(".rw-line").first.wait_for(state="attached", timeout=SLOW)
     run = state(page)["run"]
@@ -80,7 +57,7 @@ def test_a_run_is_started_left_found_again_paused_resumed_and_traced(
     expect(curves(page).locator(".rw-when").first).not_to_have_text(drawn)  # it goes on
     expect(hidden).to_have_attribute("aria-checked", "false")
     expect(curves(page).get_by_label("Logarithmic loss")).to_be_checked()
-    readable(page, unreadable, until)
+    readable(TEXTS, "Tune")
     spec = json.loads((app.home / "runs" / run / "spec.json").read_text())
     assert (spec["steps"], spec["batch"], len(spec["tasks"]), spec["held"]) == (5000, 6, 3, 8)
 

@@ -221,7 +221,7 @@ def test_a_large_map_draws_and_cleans_up(page: Page, serve) -> None:
         "quantity": "",
         "mark_names": ["top", "shared"],
     }
-    found = page.evaluate(STANDALONE, [HeadGrid.ESM, HeadGrid.CSS.read_text(), state | {"selected": []}])
+    found = page.evaluate(STANDALONE, [HeadGrid.ESM, HeadGrid.CSS, state | {"selected": []}])
     assert found["most"] == 12 and found["listeners"] == 0
     assert found["cells"] == 2 * 48 * 32
 

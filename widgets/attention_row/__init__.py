@@ -7,7 +7,7 @@ import numpy as np
 import traitlets as T
 from numpy.typing import ArrayLike
 
-from widgets._base import Widget, front_end, packed
+from widgets._base import Widget, front_end, packed, style_sheet
 
 _HERE = Path(__file__).parent
 # Softmax in half precision may end a little outside [0, 1].
@@ -77,7 +77,7 @@ class AttentionRow(Widget):
 
     # anywidget replaces `_esm` and `_css` when the class is made; other hosts need what they were.
     ESM = _esm = front_end(_HERE, "widget.js")
-    CSS = _css = _HERE / "widget.css"
+    CSS = _css = style_sheet(_HERE)
 
     tokens = T.List(T.Unicode(), help="list of str: the prompt, one string a token. Default: [].").tag(sync=True)
     names = T.List(

@@ -111,7 +111,7 @@ function makeLegend({ tokens, weights, query }) {
 
 class Row {
   // JupyterLab would otherwise take the arrow keys for itself.
-  root = make("div", "rw-attention-row", "", { "data-lm-suppress-shortcuts": "true" });
+  root = make("div", "rw-widget rw-attention-row", "", { "data-lm-suppress-shortcuts": "true" });
   title = make("div", "rw-title");
   strip = make("div", "rw-tokens", "", { role: "group" });
   status = make("div", "rw-status", "", { role: "status" });

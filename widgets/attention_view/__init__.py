@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import numpy as np
 import traitlets as T
 
-from widgets._base import Widget, front_end, packed
+from widgets._base import Widget, front_end, packed, style_sheet
 from widgets.attention_view.answers import SCALES, answer, forget
 from widgets.attention_view.packing import pack, unpack
 
@@ -92,7 +92,7 @@ class AttentionView(Widget):
 
     # anywidget replaces `_esm` and `_css` when the class is made; other hosts need what they were.
     ESM = _esm = front_end(_HERE, *_FILES)
-    CSS = _css = _HERE / "widget.css"
+    CSS = _css = style_sheet(_HERE)
     # When the first changes, the second is set to what the function makes of the widget, or of a host's own object.
     REPLIES: ClassVar[dict] = {"_want": ("_parts", answer), "source": ("_parts", forget), "causal": ("_parts", forget)}
 

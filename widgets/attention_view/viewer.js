@@ -9,7 +9,7 @@
 // The view as a whole: which maps there are, what is painted, and what the selected token says.
 
 class Viewer {
-  root = make("div", "rw-attention");
+  root = make("div", "rw-widget rw-attention");
   tools = new Tools(this);
   note = make("div", "rw-note", "", { role: "status" });
   figure = make("div", "rw-figure");

@@ -7,7 +7,7 @@ import numpy as np
 import traitlets as T
 from numpy.typing import ArrayLike
 
-from widgets._base import Widget, front_end, packed
+from widgets._base import Widget, front_end, packed, style_sheet
 
 _HERE = Path(__file__).parent
 COLUMNS = ("writer_layer", "writer_index", "reader_layer", "reader_index", "reader_kind")
@@ -71,7 +71,7 @@ class CircuitGraph(Widget):
 
     # anywidget replaces `_esm` and `_css` when the class is made; other hosts need what they were.
     ESM = _esm = front_end(_HERE, "widget.js")
-    CSS = _css = _HERE / "widget.css"
+    CSS = _css = style_sheet(_HERE)
 
     shape = T.List(T.Int(min=0), [0, 0], 2, 2, help="list of int: number of layers, heads. Default: [0, 0].").tag(
         sync=True

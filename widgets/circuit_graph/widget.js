@@ -193,7 +193,7 @@ function makeLegend({ quantity, largest }) {
 
 class Circuit {
   // JupyterLab would otherwise take the arrow keys for itself.
-  root = make("div", "rw-circuit", "", { "data-lm-suppress-shortcuts": "true" });
+  root = make("div", "rw-widget rw-circuit", "", { "data-lm-suppress-shortcuts": "true" });
   stage = make("div", "rw-stage");
   canvas = /** @type {HTMLCanvasElement} */ (make("canvas", "rw-edges", "", { "aria-hidden": "true" }));
   hot = trace("path", { class: "rw-hot" }); // the edge under the pointer

@@ -7,7 +7,7 @@ import numpy as np
 import traitlets as T
 from numpy.typing import ArrayLike
 
-from widgets._base import Widget, front_end, packed
+from widgets._base import Widget, front_end, packed, style_sheet
 
 _HERE = Path(__file__).parent
 # Traits that only make sense together, so that one check looks at all of them.
@@ -53,7 +53,7 @@ class HeadGrid(Widget):
 
     # anywidget replaces `_esm` and `_css` when the class is made; other hosts need what they were.
     ESM = _esm = front_end(_HERE, "widget.js")
-    CSS = _css = _HERE / "widget.css"
+    CSS = _css = style_sheet(_HERE)
 
     values = packed("float32, little-endian, C order [panel, layer, head]; NaN is 'no value'. Default: empty.")
     low = packed("Lower end of the 95 % interval, laid out like values, or empty. Default: empty.")

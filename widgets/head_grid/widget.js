@@ -148,7 +148,7 @@ function makeLines(data, index) {
 
 class Grid {
   // JupyterLab would otherwise take the arrow keys for itself.
-  root = make("div", "rw-head-grid", "", { "data-lm-suppress-shortcuts": "true" });
+  root = make("div", "rw-widget rw-head-grid", "", { "data-lm-suppress-shortcuts": "true" });
   chosen = make("div", "rw-chosen", "", { "aria-live": "polite" });
   tip = make("div", "rw-tip", "", { role: "tooltip" });
   data = /** @type {Data} */ ({});

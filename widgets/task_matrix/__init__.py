@@ -8,7 +8,7 @@ import numpy as np
 import traitlets as T
 from numpy.typing import ArrayLike
 
-from widgets._base import Widget, front_end, packed
+from widgets._base import Widget, front_end, packed, style_sheet
 
 _HERE = Path(__file__).parent
 # One module for the page, which cannot import from its own folder.
@@ -72,7 +72,7 @@ class TaskMatrix(Widget):
 
     # anywidget replaces `_esm` and `_css` when the class is made; other hosts need what they were.
     ESM = _esm = front_end(_HERE, *_FILES)
-    CSS = _css = _HERE / "widget.css"
+    CSS = _css = style_sheet(_HERE)
 
     values = packed("float32, little-endian, C order [row, column]; NaN is 'no value'. Default: empty.")
     low = packed("Lower end of the 95 % interval, laid out like values, or empty. Default: empty.")

@@ -91,7 +91,7 @@ function makeColumnName(text) {
 
 class Matrix {
   // JupyterLab would otherwise take the arrow keys for itself.
-  root = make("div", "rw-task-matrix", "", { "data-lm-suppress-shortcuts": "true" });
+  root = make("div", "rw-widget rw-task-matrix", "", { "data-lm-suppress-shortcuts": "true" });
   grid = make("div", "rw-grid");
   chosen = make("div", "rw-chosen", "", { "aria-live": "polite" });
   tip = make("div", "rw-tip", "", { role: "tooltip" });

@@ -8,7 +8,7 @@ import numpy as np
 import traitlets as T
 from numpy.typing import ArrayLike
 
-from widgets._base import Widget, front_end, packed
+from widgets._base import Widget, front_end, packed, style_sheet
 from widgets.token_map.palette import palette
 
 __all__ = ["Colouring", "TokenMap", "pack", "palette", "unpack"]
@@ -107,7 +107,7 @@ class TokenMap(Widget):
 
     # anywidget replaces `_esm` and `_css` when the class is made; other hosts need what they were.
     ESM = _esm = front_end(_HERE, *_FILES)
-    CSS = _css = _HERE / "widget.css"
+    CSS = _css = style_sheet(_HERE)
 
     points = packed("float32, little-endian [2, point]: x, then y. Default: empty.")
     codes = packed("uint16, little-endian [colouring, point]: the category of each point. Default: empty.")

@@ -20,7 +20,7 @@ function painted(probe, colour) {
 
 class TokenMap {
   // JupyterLab would otherwise take the arrow keys for itself.
-  root = make("div", "rw-token-map", "", { "data-lm-suppress-shortcuts": "true" });
+  root = make("div", "rw-widget rw-token-map", "", { "data-lm-suppress-shortcuts": "true" });
   heading = make("div", "rw-title");
   note = make("div", "rw-note");
   problem = make("div", "rw-problem", "", { role: "alert" });

@@ -9,7 +9,7 @@ import numpy as np
 import traitlets as T
 from numpy.typing import ArrayLike
 
-from widgets._base import Widget, front_end, packed
+from widgets._base import Widget, front_end, packed, style_sheet
 
 __all__ = ["Line", "Panel", "TrainingCurves", "pack"]
 
@@ -117,7 +117,7 @@ class TrainingCurves(Widget):
 
     # anywidget replaces `_esm` and `_css` when the class is made; other hosts need what they were.
     ESM = _esm = front_end(_HERE, *_FILES)
-    CSS = _css = _HERE / "widget.css"
+    CSS = _css = style_sheet(_HERE)
 
     x = packed("float64, little-endian [point]: steps, line after line. Default: empty.")
     y = packed("float32, little-endian [point]: values; NaN is 'no value'. Default: empty.")

@@ -11,7 +11,7 @@ const LABEL = "Curves over training steps; arrow keys move the cursor";
 
 class Curves {
   // JupyterLab would otherwise take the arrow keys for itself.
-  root = make("div", "rw-training-curves", "", { "data-lm-suppress-shortcuts": "true" });
+  root = make("div", "rw-widget rw-training-curves", "", { "data-lm-suppress-shortcuts": "true" });
   said = /** @type {Record<string, HTMLElement>} */ ({});
   problem = make("div", "rw-problem", "", { role: "alert" });
   none = make("div", "rw-none", "No step yet.");

@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import anywidget
@@ -23,14 +22,14 @@ _PARAMETERS = {
 
 
 class Portable(Protocol):
-    """A widget class that says what its front end is: the module's text, and the style sheet's file.
+    """A widget class that says what its front end is: the texts of the module and of the style sheet.
 
     It may have `REPLIES`, {trait: (other trait, function)}: when the trait changes, the other is set to what the
     function makes of the widget or component. Traits tagged `local` stay in Python.
     """
 
     ESM: ClassVar[str]
-    CSS: ClassVar[Path]
+    CSS: ClassVar[str]
 
     @classmethod
     def class_traits(cls, **metadata: Any) -> dict[str, traitlets.TraitType]:
@@ -58,7 +57,7 @@ def panelize(widget_class: type[Portable]) -> type[AnyWidgetComponent]:
     # Panel sends no param to the page whose name there is None.
     members |= {name: _parameter(trait) for name, trait in local.items()} | {"_rename": dict.fromkeys(local)}
     # The style sheet goes in as text: Panel serves no file for a class that no importable module defines.
-    members |= {"_esm": widget_class.ESM, "_stylesheets": [widget_class.CSS.read_text(encoding="utf-8")]}
+    members |= {"_esm": widget_class.ESM, "_stylesheets": [widget_class.CSS]}
     members |= {"sizing_mode": "stretch_width", "__doc__": widget_class.__doc__}
     if replies := getattr(widget_class, "REPLIES", None):
         members["__init__"] = _replying(replies)
