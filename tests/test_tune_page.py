@@ -18,7 +18,7 @@ from workbench.app.tune_watch import Log, Watch
 from workbench.methods import METHODS
 from workbench.models.reference import references
 from workbench.registry import WorkbenchError
-from workbench.runs import Run
+from workbench.runs import Run, run_names
 from workbench.session import Session
 from workbench.spec import Spec, read_spec
 from workbench.tasks import TASKS
@@ -152,6 +152,19 @@ def test_the_log_is_read_on_and_again_after_it_was_cut(tmp_path, monkeypatch):
     assert [record["step"] for record in log.read()] == [1]
     run.log("step", step=2)
     assert [record["step"] for record in log.read()] == [1, 2] and len(before) == 3
+
+
+def test_runs_stay_in_the_order_in_which_they_were_asked_for(make):
+    specs = make(), make(seed=1)
+    for spec in specs:
+        Run(spec.name).begin(spec)
+    first, second = (Run(spec.name) for spec in specs)
+    assert run_names() == [second.name, first.name]
+    first.mark("running", 1, 2)
+    first.log("step", step=1)
+    assert run_names() == [second.name, first.name]
+    first.begin(specs[0])  # asked for again
+    assert run_names() == [first.name, second.name]
 
 
 def test_a_run_is_traced_on_the_prompts_that_were_held_out(make):

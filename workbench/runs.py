@@ -285,6 +285,6 @@ def accuracy(records: Sequence[Mapping[str, Any]]) -> float | None:
 
 
 def run_names() -> list[str]:
-    """All runs on this machine, the latest first."""
-    folders = (path.parent for path in (home() / "runs").glob("*/spec.json"))
-    return [path.name for path in sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True)]
+    """All runs on this machine, the one that was asked for last first."""
+    asked = sorted((home() / "runs").glob("*/spec.json"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    return [path.parent.name for path in asked]

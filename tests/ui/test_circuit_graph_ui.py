@@ -67,6 +67,7 @@ def graph(page: Page, serve):
     component = panelize(CircuitGraph)(**traits())
     page.goto(serve(component))
     page.get_by_role("grid").wait_for()
+    page.wait_for_timeout(500)  # the browser tells of itself; a change by another thread meanwhile would be lost
     return component
 
 

@@ -71,6 +71,8 @@ function render({ model, el }) {
   };
   const draw = () => {
     const rows = model.get("rows");
+    const root = /** @type {Document | ShadowRoot} */ (table.getRootNode());
+    const focused = /** @type {HTMLElement | null} */ (root.activeElement);
     const names = new Set(rows.map((/** @type {any} */ row) => row.name));
     for (const [name, { element }] of known) {
       if (!names.has(name)) {
@@ -93,6 +95,7 @@ function render({ model, el }) {
       }
       if (body.children[place] !== found.element) body.insertBefore(found.element, body.children[place] ?? null);
     });
+    if (body.contains(focused) && root.activeElement !== focused) focused?.focus(); // a row that moves loses it
     mark();
   };
   const press = (/** @type {KeyboardEvent} */ event) => {
