@@ -1,5 +1,7 @@
 """Words on coloured cells, in the ink that stands out from each."""
 
+from typing import Any
+
 import numpy as np
 import plotly.graph_objects as go
 from plotly.colors import validate_colors
@@ -21,13 +23,13 @@ def inked(figure: go.Figure) -> go.Figure:
     return figure
 
 
-def _words(trace: go.Heatmap) -> go.Scatter:
+def _words(trace: Any) -> go.Scatter:
     z = np.asarray(trace.z, float)
     text = np.full(z.shape, " ", object) if trace.text is None else np.asarray(trace.text, object)
     rows, columns = np.nonzero(np.isfinite(z) & (text != ""))
     across, down = (np.arange(n) if of is None else of for of, n in zip((trace.x, trace.y), z.T.shape, strict=True))
     shown = z[rows, columns]
-    font = {"size": trace.textfont.size}
+    font: dict[str, Any] = {"size": trace.textfont.size}
     if not any("rgba" in colour for _, colour in trace.colorscale):
         font["color"] = _inks(shown, trace)
     return go.Scatter(
@@ -45,7 +47,7 @@ def _words(trace: go.Heatmap) -> go.Scatter:
     )
 
 
-def _inks(values: np.ndarray, trace: go.Heatmap) -> list[str]:
+def _inks(values: np.ndarray, trace: Any) -> list[str]:
     low = np.min(values) if trace.zmin is None else trace.zmin
     high = np.max(values) if trace.zmax is None else trace.zmax
     places, scale = (values - low) / ((high - low) or 1), trace.colorscale
