@@ -508,7 +508,7 @@ def test_matrices_used_outside_their_layer_are_left_to_autograd():
     loss = module(ids)
     expected = torch.autograd.grad(loss, list(module.parameters()), allow_unused=True)
     slopes = Slopes(module, names)
-    slopes.believe(lambda: module(ids[:1]), module)
+    slopes.believe(lambda: module(ids[:1]))
     value, found = slopes(lambda: module(ids))
     assert value == pytest.approx(loss.item())
     assert isinstance(found["again.weight"], list) and isinstance(found["embed.weight"], list)

@@ -5,7 +5,6 @@ rows x columns; an embedding has one of n rows. Both are all that is needed of i
 """
 
 import contextlib
-import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,8 +14,6 @@ if TYPE_CHECKING:
 
 WORTH = 1.0  # products are kept where they are at most so many times the numbers of the matrix
 ALIKE = 1e-3  # of the largest slope: within it products and autograd agree
-# By module and name of a parameter: whether they did. What a module's code does with a weight does not change.
-_AGREED: "weakref.WeakKeyDictionary[Any, dict[str, bool]]" = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -74,33 +71,26 @@ class Slopes:
         for value in self._plain.values():
             value.requires_grad_(True)
 
-    def believe(self, loss: "Callable[[], torch.Tensor]", of: Any) -> None:
+    def believe(self, loss: "Callable[[], torch.Tensor]") -> None:
         """Leave to autograd what the products do not give: a weight that is also used outside its layer.
 
         Args:
             loss: of a prompt or two, which is differentiated both ways; compared is what both make of a random vector.
-            of: the module, or the one it is a copy of; what was found of it is not asked again.
         """
-        agreed = _AGREED.setdefault(of, {})
-        if not agreed.keys() >= self._owners.keys():
-            agreed.update(self._compared(loss))
-        self._owners = {name: layers for name, layers in self._owners.items() if agreed[name]}
-        self._mark()
-
-    def _compared(self, loss: "Callable[[], torch.Tensor]") -> dict[str, bool]:
         import torch
 
         self._mark(*self._owners)
         _, plain, products = self._both(loss)
-        drawn, agreed = torch.Generator().manual_seed(0), {}
-        for name in self._owners:
+        drawn = torch.Generator().manual_seed(0)
+        for name in list(self._owners):
             expected = plain.get(name, torch.zeros_like(self._wanted[name]))
             vector = torch.randn(expected.shape[1], generator=drawn).to(expected)
             expected, found = expected @ vector, torch.zeros_like(expected[:, 0])
             for product in products.get(name, []):
                 Product(product.left, (product.right @ vector)[:, None]).onto(found[:, None])
-            agreed[name] = float((found - expected).abs().max()) <= ALIKE * float(expected.abs().max())
-        return agreed
+            if float((found - expected).abs().max()) > ALIKE * float(expected.abs().max()):
+                del self._owners[name]
+        self._mark()
 
     def __call__(self, loss: "Callable[[], torch.Tensor]") -> "tuple[float, dict[str, Slope]]":
         """What `loss` gives, a scalar, and its `Slope` by parameter name."""

@@ -121,8 +121,7 @@ def gathered(
     parts = [batches_of(each.prompts, batches) for each in read]
     work = [(b, t) for b in range(batches) for t in range(len(read))]
     losses = np.zeros((len(read), batches))
-    one = rows_of(read[0].prompts, parts[0][0][:1])
-    slopes.believe(lambda: answer_losses(slopes.module, one).sum(), model.plain)
+    slopes.believe(lambda: answer_losses(slopes.module, rows_of(read[0].prompts, parts[0][0][:1])).sum())
     with Shelf(division, len(read), batches) as shelf:
         for b, t in track(work, "gradient_alignment", len(work)):
             losses[t, b], found = gradient(slopes, read[t].prompts, parts[t][b], batch)
