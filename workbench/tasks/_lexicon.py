@@ -1,6 +1,5 @@
 """The words the tasks are made of, and which combinations are kept out of the zoo's training text."""
 
-import functools
 import hashlib
 
 
@@ -43,7 +42,6 @@ YEARS = tuple(f"{year:02d}" for year in range(100))
 LETTERS = tuple("bcdefghijklmnopqrstuvwxyz")
 
 
-@functools.cache  # asked again and again of the same words
 def held_out(*words: str) -> bool:
     """True for the fifth of all combinations that the zoo's training text never contains; order does not matter."""
     return int(hashlib.md5("|".join(sorted(words)).encode()).hexdigest(), 16) % 5 == 0

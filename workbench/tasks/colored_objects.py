@@ -23,7 +23,7 @@ def scene(
     colors = rng.sample(COLORS, count)
     objects: list[str] = []
     for color in colors:
-        fitting = [o for o in OBJECTS if o not in objects and unseen in (None, held_out(color, o))]
+        fitting = [o for o in OBJECTS if o not in objects and (unseen is None or held_out(color, o) == unseen)]
         objects.append(rng.choice(fitting))
     before, after = (part.split() for part in template.split("{X}"))
     words, marks = before, {}
