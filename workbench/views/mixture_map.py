@@ -80,7 +80,7 @@ def _synergy(figure: go.Figure, part: xr.Dataset, score: str) -> None:
                 x=names,
                 y=names,
                 z=np.where(shown, values, np.nan),
-                text=np.where(shown, words, ""),  # text is drawn where there is no number, too
+                text=words,
                 texttemplate="%{text}",
                 hovertemplate="%{y} with %{x}: %{text}<extra></extra>",
                 hoverongaps=False,
