@@ -19,7 +19,7 @@ import xarray as xr
 
 from workbench import store
 from workbench.disk import home, write_whole
-from workbench.models.reference import checkpoints
+from workbench.models.reference import checkpoints, run_folders
 from workbench.registry import WorkbenchError
 from workbench.schema import check, concat, provenance
 from workbench.spec import Spec, read_spec
@@ -286,5 +286,4 @@ def accuracy(records: Sequence[Mapping[str, Any]]) -> float | None:
 
 def run_names() -> list[str]:
     """All runs on this machine, the one that was asked for last first."""
-    asked = sorted((home() / "runs").glob("*/spec.json"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
-    return [path.parent.name for path in asked]
+    return [folder.name for folder in run_folders()]

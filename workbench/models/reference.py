@@ -72,9 +72,14 @@ def zoo_names() -> list[str]:
 
 
 def run_names() -> list[str]:
-    """The fine-tunes that have a checkpoint, as references: `run/<name>`, the latest first."""
-    folders = sorted((home() / "runs").glob("*/checkpoints"), key=lambda path: path.stat().st_mtime, reverse=True)
-    return [f"run/{path.parent.name}" for path in folders if any(path.glob("step_*"))]
+    """The fine-tunes that have a checkpoint, as references: `run/<name>`, in the order of `run_folders`."""
+    return [f"run/{folder.name}" for folder in run_folders() if any(folder.glob("checkpoints/step_*"))]
+
+
+def run_folders() -> list[Path]:
+    """Where the fine-tunes on this machine are kept, the one that was asked for last first."""
+    asked = sorted((home() / "runs").glob("*/spec.json"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    return [path.parent for path in asked]
 
 
 def checkpoints(reference: str) -> list[int]:
