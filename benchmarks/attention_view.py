@@ -10,8 +10,6 @@ python benchmarks/attention_view.py [--repeats 3]
 """
 
 import argparse
-import os
-import shutil
 import socket
 import statistics
 import time
@@ -19,7 +17,8 @@ from collections.abc import Iterator
 
 import numpy as np
 import panel as pn
-from playwright.sync_api import Page, sync_playwright
+from browser import windows
+from playwright.sync_api import Page
 
 from widgets import AttentionView
 from widgets.attention_view import traits_of
@@ -112,11 +111,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     repeats = parser.parse_args().repeats
     print(f"{'tokens':>6} {'heads':>5} {'grid MB':>8} {'all MB':>7} {'paint s':>8} {'new head ms':>12} {'known ms':>9}")
-    with sync_playwright() as play:
-        browser = play.chromium.launch(
-            executable_path=shutil.which(os.environ.get("CHROMIUM") or "chromium"), args=["--disable-gpu"]
-        )
-        page = browser.new_page(viewport={"width": 1280, "height": 900})
+    with windows() as opened:
+        page = opened()
         for size, heads, found in rows(page, repeats):
             print(
                 f"{size:6d} {heads:5d} {found['grid'] / 1e6:8.3f} {found['all'] / 1e6:7.2f} {found['paint']:8.2f} "
@@ -126,7 +122,6 @@ def main() -> None:
             if size == 512:
                 ratio = CIRCUITSVIS / found["all"]
                 print(f"       CircuitsVis 1.43.3 (measured elsewhere): 43.4 MB, {ratio:.0f} times as much")
-        browser.close()
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlencode
 
-from playwright.sync_api import Page, sync_playwright
+from browser import windows
+from playwright.sync_api import Page
 
 PATIENCE = 180_000  # milliseconds
 PAIR = {"task_a": "ioi", "corruption_a": "value_swap", "task_b": "colored_objects", "corruption_b": "value_swap"}
@@ -80,10 +81,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="zoo/tasks")
     model = parser.parse_args().model
-    chromium = shutil.which(os.environ.get("CHROMIUM") or "chromium")
-    with dashboard() as address, sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=chromium, args=["--disable-gpu", "--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1280, "height": 900})
+    with dashboard() as address, windows() as window:
+        page = window()
         begun = time.perf_counter()
         first = opened(page, address, model)
         print(f"open {first:.1f} s", flush=True)
@@ -93,8 +92,7 @@ def main() -> None:
         seen(page, f"run/{run}")
         print(f"loop {time.perf_counter() - begun:.1f} s", flush=True)
         page.close()
-        again = browser.new_page(viewport={"width": 1280, "height": 900})
-        print(f"again {opened(again, address, model):.1f} s")
+        print(f"again {opened(window(), address, model):.1f} s")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ python benchmarks/token_map.py [--repeats 5]
 
 import argparse
 import os
-import shutil
 import socket
 import statistics
 import threading
@@ -20,7 +19,8 @@ from collections.abc import Iterator
 import numpy as np
 import panel as pn
 from attention_view import port
-from playwright.sync_api import Page, sync_playwright
+from browser import windows
+from playwright.sync_api import Page
 
 from widgets import TokenMap
 from widgets.token_map import Colouring, pack
@@ -113,11 +113,8 @@ def main() -> None:
     print(f"load {load:.1f} on {os.cpu_count()} processors; median of {repeats}")
     print(f"{'tokens':>7} {'sent MB':>8} {'paint s':>8} {'drag s':>7} {'selected':>9} {'back kB':>8}", end="")
     print(f" {'page s':>7} {'python s':>9} {'slowest':>8}")
-    with sync_playwright() as play:
-        browser = play.chromium.launch(
-            executable_path=shutil.which(os.environ.get("CHROMIUM") or "chromium"), args=["--disable-gpu"]
-        )
-        page = browser.new_page(viewport={"width": 1280, "height": 900})
+    with windows() as opened:
+        page = opened()
         for count, found, slowest in rows(page, repeats):
             print(
                 f"{count:7d} {found['sent'] / 1e6:8.2f} {found['paint']:8.2f} {found['drag']:7.2f} "
@@ -127,7 +124,6 @@ def main() -> None:
             )
             if count == SIZES[-1]:
                 print(f"        a selection within {LIMIT} s: {'yes' if found['python'] < LIMIT else 'NO'}")
-        browser.close()
 
 
 if __name__ == "__main__":
