@@ -25,14 +25,6 @@ const STEPS = 16; // straight pieces that stand for a curve when the pointer loo
 const LISTED = 5; // edges that the lines below name
 const HINT = "Click a node to select it, or use the arrow keys and Enter; Escape clears. Point at an edge to read it.";
 
-/** @param {string} tag @param {Record<string, string | number>} attributes @param {SVGElement[]} parts */
-function trace(tag, attributes, ...parts) {
-  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, String(value));
-  element.append(...parts);
-  return /** @type {SVGElement} */ (element);
-}
-
 /** @param {number} layers @param {number} heads @returns {Node[]} */
 function makeNodes(layers, heads) {
   const node = (/** @type {string} */ name, /** @type {number} */ layer, at = 0, type = "end") =>
@@ -180,8 +172,9 @@ function makeLegend({ quantity, largest }) {
   };
   const kinds = READERS.map((reader, kind) => entry(signs.map((sign) => {
     const width = { "stroke-width": kind < MLP ? 2.5 : 1.5, "stroke-dasharray": DASHES[kind].join(" ") || "none" };
-    const line = trace("line", { x1: 0, x2: 30, y1: 5, y2: 5, ...width });
-    return trace("svg", { class: `rw-line rw-${sign}`, "data-kind": reader, width: 30, height: 10 }, line);
+    const sample = draw("svg", `rw-line rw-${sign}`, { "data-kind": reader, width: 30, height: 10 });
+    sample.append(draw("line", "rw-stroke", { x1: 0, x2: 30, y1: 5, y2: 5, ...width }));
+    return sample;
   }), `into ${reader}`));
   const box = make("div", "rw-legend");
   if (quantity) box.append(make("span", "rw-quantity", quantity));
@@ -196,8 +189,8 @@ class Circuit {
   root = make("div", "rw-widget rw-circuit", "", { "data-lm-suppress-shortcuts": "true" });
   stage = make("div", "rw-stage");
   canvas = /** @type {HTMLCanvasElement} */ (make("canvas", "rw-edges", "", { "aria-hidden": "true" }));
-  hot = trace("path", { class: "rw-hot" }); // the edge under the pointer
-  over = trace("svg", { class: "rw-over", "aria-hidden": "true" }, this.hot);
+  hot = draw("path", "rw-hot"); // the edge under the pointer
+  over = draw("svg", "rw-over", { "aria-hidden": "true" });
   slider = /** @type {HTMLInputElement} */ (make("input", "rw-range", "", { type: "range", min: "0", step: "1" }));
   count = make("span", "rw-count");
   status = make("div", "rw-chosen", "", { role: "status" });
@@ -219,6 +212,7 @@ class Circuit {
   /** @param {Model} model */
   constructor(model) {
     this.model = model;
+    this.over.append(this.hot);
   }
 
   /** Builds everything anew and keeps the keyboard where it was. */
