@@ -19,7 +19,7 @@ import nbformat
 import panel as pn
 import panel_material_ui as pmui
 import pytest
-from dashboards import App, dashboard, expect_to_fit
+from dashboards import PLOTS, App, dashboard, expect_to_fit
 from playwright.sync_api import BrowserContext, Locator, Page, expect
 
 from workbench.app.parts import apart
@@ -155,9 +155,9 @@ def unreadable(page: Page) -> Callable[[str], list]:
 def readable(page: Page, unreadable: Callable, until: Callable) -> Callable[..., None]:
     """`readable(texts, name, drawn)`: all texts stand out from their ground, and nothing is wider than the window."""
 
-    def look(texts: str, *name_and_drawn: str) -> None:
+    def look(texts: str, name: str, drawn: str = PLOTS) -> None:
         until(lambda: unreadable(texts) == [])  # colours fade into each other
-        expect_to_fit(page, *name_and_drawn)
+        expect_to_fit(page, name, drawn)
 
     return look
 
@@ -176,6 +176,12 @@ def app(running: Callable, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     """One dashboard for the tests of single pages, so that each result is computed once."""
     with dashboard(running, tmp_path_factory.mktemp("pages")) as started:
         yield started
+
+
+@pytest.fixture
+def kept(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results are looked for, and kept, where the dashboard keeps them."""
+    monkeypatch.setenv("WORKBENCH_HOME", str(app.home))
 
 
 def free_port() -> int:

@@ -15,6 +15,8 @@ from playwright.sync_api import Locator, Page, expect
 
 RESULT = re.compile(r"In (\S+), .* share (\d+) of their (\d+) strongest heads \((.*?)\)")
 SLOW = 180_000  # the first result starts an engine and traces two tasks
+FIGURES = ".gtitle, .annotation-text, .xtick text, .ytick text, .legendtext"  # the words of Plotly's
+PLOTS = ".js-plotly-plot:visible"
 HIDDEN_WIDTH = "e => getComputedStyle(e).overflowX === 'hidden' ? 0 : e.scrollWidth - e.clientWidth"
 
 
@@ -91,6 +93,11 @@ def headline(page: Page) -> Locator:
     return page.locator(".MuiAlert-message:visible").first
 
 
+def visible(*selectors: str) -> str:
+    """A selector of what is visible of several lists of selectors."""
+    return ", ".join(f"{selector}:visible" for listed in selectors for selector in listed.split(", "))
+
+
 def expect_outlined(page: Page, name: str) -> None:
     """The head is selected in both panels of the page that is open, and no other is."""
     chosen = page.locator(".rw-cell[aria-selected=true]:visible")
@@ -99,7 +106,7 @@ def expect_outlined(page: Page, name: str) -> None:
     assert labels == [name, name]
 
 
-def expect_to_fit(page: Page, name: str, drawn: str = ".js-plotly-plot:visible") -> None:
+def expect_to_fit(page: Page, name: str, drawn: str = PLOTS) -> None:
     """Nothing is wider than the window."""
     for scrolled in ("html", ".main-content", ".sidebar"):
         assert page.locator(scrolled).evaluate(HIDDEN_WIDTH) <= 0, f"{name}: {scrolled} scrolls sideways"

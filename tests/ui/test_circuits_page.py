@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import xarray as xr
-from dashboards import SLOW, App, expect_outlined, headline, state, tab
+from dashboards import SLOW, App, expect_outlined, headline, state, tab, visible
 from playwright.sync_api import Locator, Page, expect
 
 import workbench as wb
@@ -31,14 +31,13 @@ DRAWN = {
 }
 WORDS = ".MuiTypography-root, .MuiAlert-message span, .rw-title, .rw-quantity, .rw-label, .rw-chip, .rw-text, .rw-count"
 NAMES = ".rw-name, .rw-number, .rw-status, .rw-hint, .gtitle, .xtick text, .ytick text, .legendtext, .cell-text"
-TEXTS = ", ".join(f"{selector}:visible" for selector in f"{WORDS}, {NAMES}".split(", "))
+TEXTS = visible(WORDS, NAMES)
 pytestmark = pytest.mark.usefixtures("no_console_errors")
 
 
 @pytest.fixture
-def result(app: App, monkeypatch: pytest.MonkeyPatch) -> Callable[..., xr.Dataset]:
+def result(kept: None) -> Callable[..., xr.Dataset]:
     """`result(analysis, task, **params)`: what the dashboard's store holds, or computed as it would be."""
-    monkeypatch.setenv("WORKBENCH_HOME", str(app.home))
 
     def find(analysis: str, task: str, **params: object) -> xr.Dataset:
         corruption = "year_01" if task == "greater_than" else "value_swap"
@@ -367,4 +366,4 @@ def test_every_part_is_readable_and_fits_in_light_and_dark(
         for name in PARTS:
             tab(page, name).click()
             wait_for(page, name)
-            readable(TEXTS, name, ".js-plotly-plot:visible, .rw-circuit:visible, .rw-attention-row:visible")
+            readable(TEXTS, name, visible(".js-plotly-plot, .rw-circuit, .rw-attention-row"))

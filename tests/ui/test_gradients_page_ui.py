@@ -1,6 +1,5 @@
 """The parts of the Gradients page and the map of tokens, as a person opens them one after the other."""
 
-import pytest
 import xarray as xr
 from dashboards import SLOW, App, expect_to_fit, headline, state, tab
 from playwright.sync_api import Page, expect
@@ -30,8 +29,7 @@ def wait_for(page: Page, part: str) -> None:
     expect_to_fit(page, part)
 
 
-def test_each_part_draws_what_python_finds(page: Page, app: App, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORKBENCH_HOME", str(app.home))
+def test_each_part_draws_what_python_finds(page: Page, app: App, kept: None) -> None:
 
     def result(analysis: str, model: str = MODEL, task: str = "greater_than", **params: object) -> xr.Dataset:
         found = stored(specify(analysis, model, wb.task(task, n=N, corruption=CORRUPTIONS[task]), params))

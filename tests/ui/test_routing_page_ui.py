@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import xarray as xr
-from dashboards import SLOW, App, choose, headline, state, tab
+from dashboards import FIGURES, SLOW, App, choose, headline, state, tab, visible
 from playwright.sync_api import Page, expect
 
 import workbench as wb
@@ -21,15 +21,13 @@ ADDRESS = {**PAIR, "page": 2, "length": LENGTH}
 # Figures of each part.
 DRAWN = {"Load": 2, "Tasks": 3, "Together": 3, "Specialisation": 2, "Training": 1, "Causal": 2, "Surgery": 1, "Map": 1}
 WORDS = ".MuiTypography-root, .MuiAlert-message span, .MuiFormHelperText-root, .bk-panel-models-markup-HTML td"
-FIGURES = ".gtitle, .annotation-text, .xtick text, .ytick text, .legendtext"
-TEXTS = ", ".join(f"{selector}:visible" for selector in f"{WORDS}, {FIGURES}".split(", "))
+TEXTS = visible(WORDS, FIGURES)
 pytestmark = pytest.mark.usefixtures("no_console_errors")
 
 
 @pytest.fixture
-def result(app: App, monkeypatch: pytest.MonkeyPatch) -> Callable[..., xr.Dataset]:
+def result(kept: None) -> Callable[..., xr.Dataset]:
     """`result(analysis, task, **params)`: what the dashboard's store holds, and nothing that it does not."""
-    monkeypatch.setenv("WORKBENCH_HOME", str(app.home))
 
     def find(analysis: str, task: str, model: str = MODEL, **params: object) -> xr.Dataset:
         found = stored(specify(analysis, model, wb.task(task, n=N), params))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import xarray as xr
-from dashboards import SLOW, App, choose, headline, state, tab
+from dashboards import FIGURES, SLOW, App, choose, headline, state, tab, visible
 from playwright.sync_api import Locator, Page, expect
 
 import workbench as wb
@@ -29,16 +29,14 @@ DRAWN = {
     "Viewer": {".rw-attention canvas": 1},
 }
 WORDS = ".MuiTypography-root, .MuiAlert-message span, .rw-title, .rw-quantity, .rw-label, .rw-chip"
-FIGURES = ".gtitle, .annotation-text, .xtick text, .ytick text, .legendtext"
-SHOWN = ".js-plotly-plot:visible, .rw-attention:visible, .rw-head-grid:visible"
-TEXTS = ", ".join(f"{selector}:visible" for selector in f"{WORDS}, {FIGURES}".split(", "))
+SHOWN = visible(".js-plotly-plot, .rw-attention, .rw-head-grid")
+TEXTS = visible(WORDS, FIGURES)
 pytestmark = pytest.mark.usefixtures("no_console_errors")
 
 
 @pytest.fixture
-def result(app: App, monkeypatch: pytest.MonkeyPatch) -> Callable[..., xr.Dataset]:
+def result(kept: None) -> Callable[..., xr.Dataset]:
     """`result(analysis, task, **params)`: what the dashboard's store holds."""
-    monkeypatch.setenv("WORKBENCH_HOME", str(app.home))
 
     def find(analysis: str, task: str, **params: object) -> xr.Dataset:
         return wb.run(analysis, MODEL, wb.task(task, n=N), **params)

@@ -5,14 +5,14 @@ import re
 from collections.abc import Callable
 
 import pytest
-from dashboards import RESULT, SLOW, App, state, tab
+from dashboards import RESULT, SLOW, App, state, tab, visible
 from playwright.sync_api import Browser, Locator, Page, expect
 
 PAIR = {"task_a": "subject_verb", "corruption_a": "number", "task_b": "induction", "corruption_b": "no_match", "n": 8}
 NEW = {"page": 4, "tune": 0, "model": "zoo/tasks", **PAIR}
 WORDS = ".MuiTypography-root, .MuiAlert-message span, .rt-list td, .rt-list th, .gtitle, .annotation-text, .legendtext"
 WORDS += ", .rw-training-curves :is(.rw-title, .rw-note, .rw-toggle, .rw-panel-title, .rw-when, .rw-tick, .rw-value)"
-TEXTS = ", ".join(f"{selector}:visible" for selector in WORDS.split(", "))
+TEXTS = visible(WORDS)
 pytestmark = pytest.mark.usefixtures("no_console_errors")
 
 
