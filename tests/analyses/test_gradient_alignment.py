@@ -17,8 +17,8 @@ from workbench.analyses._several import answer_losses, rows_of
 from workbench.analyses._shelf import Grams, Shelf
 from workbench.analyses._slopes import Slopes, dense
 from workbench.analyses.gradient_alignment import divided
+from workbench.models.division import Division, Piece, Unit
 from workbench.models.load import load, wrap
-from workbench.models.parameters import Division, Piece, Unit
 from workbench.progress import Cancelled, reporting
 from workbench.tasks import Task, TaskError, make_task
 

@@ -9,7 +9,8 @@ from peft import LoraConfig, PolyConfig, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from workbench.models.parameters import BASE, adapter_parameters, differentiable, divide
+from workbench.models.division import BASE
+from workbench.models.parameters import adapter_parameters, differentiable, divide
 
 WIDTH = 32
 TOKENS = torch.from_numpy(np.random.default_rng(0).integers(3, 400, (2, 9)))

@@ -86,7 +86,8 @@ def check_differentiable(model: "Model") -> None:
     Raises:
         AnalysisError: for folded weights, or an adapter that runs only when it is told the task.
     """
-    from workbench.models.parameters import ROUTING, adapter_parameters
+    from workbench.models.division import ROUTING
+    from workbench.models.parameters import adapter_parameters
 
     if model.plain is None:
         raise AnalysisError("Gradients are taken at raw weights; load the model with fold=False.")

@@ -18,7 +18,7 @@ from workbench.analyses._slopes import Gradients, Product, Slope, settled
 if TYPE_CHECKING:
     import torch
 
-    from workbench.models.parameters import Division, Unit
+    from workbench.models.division import Division, Unit
 
 HELD = 2.5e8  # bytes of gradients kept in memory, at most
 BLOCK = 1.6e7  # bytes of all gradients multiplied at a time

@@ -23,8 +23,8 @@ from workbench.progress import Cancelled, track
 from workbench.tasks import Prompts, Task
 
 if TYPE_CHECKING:
+    from workbench.models.division import Division, Unit
     from workbench.models.model import Model
-    from workbench.models.parameters import Division, Unit
 
 LEAST = 2  # batches that say anything of noise
 PAIR = ("module", "task", "receiver")
