@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from workbench.models.adapter_families import KINDS, Hear, Stack, Steering
+from workbench.models.adapter_families import KINDS
+from workbench.models.adapter_family import Hear, Stack, Steering
 from workbench.models.adapter_sites import FAMILIES, Site, kind_of, sites_of
 from workbench.models.checks import TOLERANCE
 from workbench.models.ends import run_base, token_losses, unembed
