@@ -11,7 +11,8 @@ import xarray as xr
 from workbench.analyses import AnalysisError, routing
 from workbench.analyses._routing import RANDOM, Tally
 from workbench.analyses._routing_chance import divergence, even_counts, independent_pairs, information, overlap
-from workbench.analyses.routing import _chances, _frequent, _specialised, _summary, _together
+from workbench.analyses._routing_vocabulary import frequent, specialised
+from workbench.analyses.routing import _chances, _summary, _together
 from workbench.models.load import wrap
 from workbench.models.reference import ModelError
 from workbench.models.routers import Routed
@@ -175,16 +176,16 @@ def test_an_even_router_draws_every_subset_as_often():
 def test_a_uniform_router_looks_as_specialised_as_rare_ids_make_it(experts, occurrences, chance):
     ids = np.repeat(np.arange(20000 // occurrences), occurrences)
     drawn = np.random.default_rng(0).integers(0, experts, (len(ids), 1))
-    _, dense, sizes = _frequent(ids, occurrences)
-    assert _specialised(dense, drawn, sizes, experts)[0] == pytest.approx(chance, abs=0.006)
+    _, dense, sizes = frequent(ids, occurrences)
+    assert specialised(dense, drawn, sizes, experts)[0] == pytest.approx(chance, abs=0.006)
 
 
 def test_ids_that_occur_seldom_have_no_part():
     ids, experts = np.array([4, 4, 4, 9, 9, 7]), np.array([[0], [0], [1], [1], [1], [2]])
-    kept, dense, sizes = _frequent(ids, 2)
+    kept, dense, sizes = frequent(ids, 2)
     assert kept.tolist() == [True] * 5 + [False] and sorted(sizes) == [2, 3]
-    assert _specialised(dense, experts[kept], sizes, 3)[0] == pytest.approx((2 / 3 + 1) / 2)
-    assert _specialised(*_frequent(ids, 99)[1:2], experts[:0], _frequent(ids, 99)[2], 3).tolist() == [0.0]
+    assert specialised(dense, experts[kept], sizes, 3)[0] == pytest.approx((2 / 3 + 1) / 2)
+    assert specialised(*frequent(ids, 99)[1:2], experts[:0], frequent(ids, 99)[2], 3).tolist() == [0.0]
 
 
 def test_information_of_a_table_and_its_correction():

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 GROUPS = 20  # of sequences, whose pair counts are kept apart for an interval
 RANDOM = 5  # routers of random weights beside each router
+Parts = dict[str, np.ndarray]  # sums by name
 SUMS = ("entropy", "z_loss", "margin", "mass", "square", "square_chosen")
 Scores = dict[int, "torch.Tensor"]
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+HIGH = 0.95  # the point of a null that is given beside its mean
 ROUNDS = 2000  # of fitting the subsets' weights
 CLOSE = 1e-10
 

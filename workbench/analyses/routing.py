@@ -7,14 +7,15 @@ import numpy as np
 import xarray as xr
 
 from workbench.analyses._base import AnalysisError, analysis, at_least_one, interval, resamples
-from workbench.analyses._routing import RANDOM, Tally, entropy, random_routers
+from workbench.analyses._routing import RANDOM, Parts, Tally, entropy, random_routers
 from workbench.analyses._routing_chance import (
-    at_or_above,
+    HIGH,
     even_counts,
     even_probabilities,
     even_weights,
     independent_pairs,
 )
+from workbench.analyses._routing_vocabulary import vocabulary
 from workbench.analyses._tokens import kinds_of
 from workbench.progress import Cancelled, track
 from workbench.tasks import Task
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from workbench.models.routers import Routed, Routers
 
 DRAWS = 1000  # of the bootstrap and the even router
-SHUFFLED = 100  # of the labels of tokens
-HIGH = 0.95  # the point of a null that is given beside its mean
 LABELS = {
     "load": ("share of tokens that go to the expert", "share"),
     "gate": ("share of all gate weight that the expert gets", "share"),
@@ -45,7 +44,6 @@ MARGIN = ("least logit chosen less the greatest that is not", "greatest logit le
 WITH_INTERVAL = ("load", "gate", "top1", "token_entropy", "marginal_entropy", "z_loss", "margin")
 QUANTILES = {"p05": 0.05, "p50": 0.5, "p95": 0.95}
 KINDS = ("input token", "predicted next token")
-Parts = dict[str, np.ndarray]
 
 
 @analysis(
@@ -134,7 +132,7 @@ def routing(
     variables = _summary(found, counted, task.seed) | _chances(found, counted, rng)
     if tally.dense:
         variables |= _dense(variables, found, int(counted.sum()), model.routers.by_task)
-    variables |= _together(found["pairs"], counted.sum()) | _vocabulary(
+    variables |= _together(found["pairs"], counted.sum()) | vocabulary(
         found, tokens, predicted, counted, rng, occurrences
     )
     variables |= _kept(found, tokens, counted) | _shown(found, tokens[:shown], model)
@@ -274,49 +272,6 @@ def _given(pairs: np.ndarray) -> np.ndarray:
     """Pairs [..., expert, expert] over the first expert's own, which is on the diagonal; 0 where it has none."""
     own = np.diagonal(pairs, axis1=-2, axis2=-1)[..., None]
     return np.divide(pairs, own, out=np.zeros_like(pairs), where=own > 0)
-
-
-def _vocabulary(
-    found: Parts, tokens: np.ndarray, predicted: np.ndarray, counted: np.ndarray, rng: np.random.Generator, least: int
-) -> dict[str, Any]:
-    """Specialisation by input token and by the token predicted, its shuffled null, and that of random routers."""
-    experts, rows, counts = found["count"].shape[-1], [], []
-    first, random = found["chosen"][..., 0][counted], found["first_random"][counted]
-    for ids in (tokens[counted], predicted[counted]):
-        kept, dense, sizes = _frequent(ids, least)
-        seen = _specialised(dense, first[kept], sizes, experts)
-        beside = np.array([_specialised(dense, random[kept, seed], sizes, experts) for seed in range(RANDOM)])
-        shuffled = [_specialised(rng.permutation(dense), first[kept], sizes, experts) for _ in range(SHUFFLED)]
-        drawn = np.array(shuffled)
-        row = {"": seen, "_null": drawn.mean(0), "_null_high": np.quantile(drawn, HIGH, 0)}
-        row |= {"_p": at_or_above(seen, drawn), "_random": beside.mean(0), "_random_high": beside.max(0)}
-        rows.append(row)
-        counts.append(len(sizes))
-    say = {"long_name": "share of an id's occurrences on its most frequent expert, mean over ids", "units": "share"}
-    variables: dict[str, Any] = {
-        f"specialisation{end}": (("measured", "layer"), np.stack([row[end] for row in rows]), dict(say))
-        for end in rows[0]
-    }
-    variables["specialisation_p"][2]["units"] = "p"
-    ids = {"long_name": f"token ids that occur at least {least} times", "units": "ids"}
-    return variables | {"specialisation_ids": ("measured", np.array(counts), ids)}
-
-
-def _frequent(ids: np.ndarray, least: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Which tokens have a frequent id, those ids as 0, 1, ..., and how often each occurs."""
-    _, inverse, sizes = np.unique(ids, return_inverse=True, return_counts=True)
-    kept = sizes[inverse] >= least
-    _, dense = np.unique(inverse[kept], return_inverse=True)
-    return kept, dense, sizes[sizes >= least]
-
-
-def _specialised(ids: np.ndarray, experts: np.ndarray, sizes: np.ndarray, count: int) -> np.ndarray:
-    """Mean over ids of the share of their commonest expert, [layer]; `experts` [token, layer]."""
-    if not len(sizes):
-        return np.zeros(experts.shape[1])
-    cells = len(sizes) * count
-    tables = [np.bincount(ids * count + column, minlength=cells) for column in experts.T.astype(np.int64)]
-    return (np.reshape(tables, (-1, len(sizes), count)).max(-1) / sizes).mean(-1)
 
 
 def _kept(found: Parts, tokens: np.ndarray, counted: np.ndarray) -> dict[str, Any]:
