@@ -16,11 +16,11 @@ from workbench.app.main import build, publish, restore
 from workbench.app.parts import code, plain
 from workbench.app.runner import Runner, Stale
 from workbench.app.sidebar import Sidebar, offered_models
-from workbench.engine import specify
 from workbench.models.card import Card, Check
 from workbench.models.reference import checkpoints, find, zoo_names
 from workbench.progress import Cancelled
 from workbench.registry import WorkbenchError
+from workbench.results import specify
 from workbench.session import Session
 from workbench.tasks import TASKS, make_task
 

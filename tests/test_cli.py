@@ -17,8 +17,8 @@ import xarray as xr
 
 from workbench import cli
 from workbench.analyses import ANALYSES
-from workbench.engine import run
 from workbench.models.reference import checkpoints, zoo_names
+from workbench.results import run
 from workbench.runs import Run, accuracy
 from workbench.spec import Spec, read_spec
 from workbench.store import load

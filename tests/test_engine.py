@@ -11,11 +11,12 @@ import pytest
 import xarray as xr
 
 from workbench.analyses import AnalysisError
-from workbench.engine import Engine, EngineError, as_task, key_of, rerun, run, specify, stored
+from workbench.engine import Engine, EngineError
 from workbench.models.load import wrap
 from workbench.models.reference import ModelError
 from workbench.parameters import ParameterError
 from workbench.progress import Cancelled
+from workbench.results import as_task, key_of, rerun, run, specify, stored
 from workbench.tasks import Task, TaskError, make_task
 
 PATIENCE = 120  # seconds; a wait that succeeds costs nothing

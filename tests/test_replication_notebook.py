@@ -88,7 +88,7 @@ def heads_of(ds: xr.Dataset, share: float) -> set[tuple[int, int]]:
 def kept(model: Path, analysis: str, task: str, corruption: str, **params: Any) -> xr.Dataset:
     """What the notebook left in the store, without computing anything."""
     import workbench as wb
-    from workbench.engine import specify, stored
+    from workbench.results import specify, stored
 
     options = {"reference": str(model), "bos": False}
     found = stored(specify(analysis, options, wb.task(task, corruption=corruption, n=N), params))

@@ -11,7 +11,7 @@ import pytest
 import xarray as xr
 from test_schema import good
 
-from workbench import engine, store
+from workbench import results, store
 from workbench.schema import SchemaError
 from workbench.tasks import make_task
 
@@ -120,7 +120,7 @@ def test_the_key_does_not_follow_what_cannot_change_them(change):
 
 
 def key_of(folder, task, **params) -> str:
-    return engine.key_of(engine.specify("head_patching", str(folder), task, params))
+    return results.key_of(results.specify("head_patching", str(folder), task, params))
 
 
 def test_the_key_of_a_request(saved):
@@ -140,31 +140,31 @@ def test_the_key_of_a_request(saved):
 
 def test_the_key_of_a_loaded_model_is_that_of_its_reference(saved, traced):
     model, task = traced("gpt2"), make_task("ioi", n=8)
-    spec = engine.specify("head_patching", model, task, {})
-    assert engine.key_of(spec, model.hash) == key_of(saved("gpt2"), task)
+    spec = results.specify("head_patching", model, task, {})
+    assert results.key_of(spec, model.hash) == key_of(saved("gpt2"), task)
 
 
 TASK, QUICK = make_task("subject_verb", n=8), {"draws": 10}
 
 
 class TestRun:
-    """`engine.run`: computed once, then read."""
+    """`results.run`: computed once, then read."""
 
     def test_the_second_time_nothing_is_computed(self, saved, monkeypatch):
-        first = engine.run("head_patching", str(saved("gpt2")), TASK, **QUICK)
+        first = results.run("head_patching", str(saved("gpt2")), TASK, **QUICK)
         monkeypatch.setattr("workbench.models.load.load", None)
-        again = engine.run("head_patching", str(saved("gpt2")), TASK, **QUICK)
+        again = results.run("head_patching", str(saved("gpt2")), TASK, **QUICK)
         xr.testing.assert_equal(again, first)
         assert again.attrs == first.attrs
-        stored = engine.stored(engine.specify("head_patching", str(saved("gpt2")), TASK, QUICK))
+        stored = results.stored(results.specify("head_patching", str(saved("gpt2")), TASK, QUICK))
         xr.testing.assert_equal(stored, first)
 
     def test_refresh_computes_again_under_the_same_key(self, traced, home):
-        first = engine.run("head_patching", traced("gpt2"), TASK, **QUICK)
+        first = results.run("head_patching", traced("gpt2"), TASK, **QUICK)
         (path,) = (home / "results").iterdir()
         path.write_bytes(bytes(first.assign_attrs(title="old").to_netcdf(engine="h5netcdf")))
-        assert engine.run("head_patching", traced("gpt2"), TASK, **QUICK).attrs["title"] == "old"
-        again = engine.run("head_patching", traced("gpt2"), TASK, refresh=True, **QUICK)
+        assert results.run("head_patching", traced("gpt2"), TASK, **QUICK).attrs["title"] == "old"
+        again = results.run("head_patching", traced("gpt2"), TASK, refresh=True, **QUICK)
         assert again.attrs["title"] != "old"
         assert list((home / "results").iterdir()) == [path]
 
@@ -174,14 +174,14 @@ class TestRun:
 
         monkeypatch.setattr(os, "replace", replace)
         with pytest.warns(UserWarning, match=r"No space left.*WORKBENCH_HOME.*The result itself is returned"):
-            ds = engine.run("head_patching", traced("gpt2"), TASK, **QUICK)
+            ds = results.run("head_patching", traced("gpt2"), TASK, **QUICK)
         assert ds["effect"].shape == (2, 4) and names_in(home / "results") == []
 
     def test_a_damaged_result_is_computed_again(self, traced, home):
-        first = engine.run("head_patching", traced("gpt2"), TASK, **QUICK)
+        first = results.run("head_patching", traced("gpt2"), TASK, **QUICK)
         (path,) = (home / "results").iterdir()
         path.write_bytes(path.read_bytes()[:500])
         with pytest.warns(UserWarning, match="computed again"):
-            again = engine.run("head_patching", traced("gpt2"), TASK, **QUICK)
+            again = results.run("head_patching", traced("gpt2"), TASK, **QUICK)
         xr.testing.assert_equal(again, first)
         assert names_in(home / "results") == sorted([path.name, path.with_suffix(".damaged").name])

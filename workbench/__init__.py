@@ -38,11 +38,12 @@ from workbench.analyses import (
     task_routing,
     top_changes,
 )
-from workbench.engine import rerun, run, submit, submit_tune
+from workbench.engine import submit, submit_tune
 from workbench.experiments import paired
 from workbench.methods import METHODS
 from workbench.mixtures import mixture_study, study_cost
 from workbench.registry import WorkbenchError
+from workbench.results import rerun, run
 from workbench.runs import Run
 from workbench.schema import concat
 from workbench.tasks import TASKS, Task

@@ -18,12 +18,12 @@ from typing import Any
 import xarray as xr
 
 from workbench.analyses import ANALYSES
-from workbench.engine import run
 from workbench.launch import owner_is_gone
 from workbench.models.reference import checkpoints, zoo_names
 from workbench.parameters import Parameter
 from workbench.progress import reporting
 from workbench.registry import WorkbenchError
+from workbench.results import run
 from workbench.runs import Run, accuracy, run_names
 from workbench.spec import Spec, SpecError, read_spec
 from workbench.store import StoreError, save

@@ -12,7 +12,7 @@ from peft import LoraConfig, PolyConfig, get_peft_model
 from peft.tuners.lora import ArrowConfig, create_arrow_model
 from planted_adapters import KINDS, MIX, SKILLS, TARGETS, TASKS, K, by_hand, linears, make, poly, xlora
 
-from workbench import engine
+from workbench import results
 from workbench.analyses import head_patching
 from workbench.models.adapter_files import save_adapter
 from workbench.models.adapter_routers import AdapterRouters
@@ -422,7 +422,7 @@ def test_tasks_without_a_file_are_named_or_numbered(made, words):
 
 def test_results_of_two_routes_are_kept_apart(on_disk):
     specs = [{"reference": str(on_disk("poly")), "route": route} for route in TASKS[:2]]
-    keys = {engine.key_of(engine.specify("head_patching", spec, "ioi", {})) for spec in specs}
+    keys = {results.key_of(results.specify("head_patching", spec, "ioi", {})) for spec in specs}
     assert len(keys) == 2
 
 

@@ -12,8 +12,8 @@ from playwright.sync_api import Locator, Page, expect
 import workbench as wb
 from workbench.analyses import circuit_sets
 from workbench.app.circuits import PARTS
-from workbench.engine import specify, stored
 from workbench.models.reference import checkpoints
+from workbench.results import specify, stored
 
 MODEL, N = "zoo/tasks", 8
 SOON = 15_000  # where nothing is computed

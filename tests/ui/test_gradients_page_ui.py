@@ -9,8 +9,8 @@ from workbench.app.gradient_heads import summary as heads_summary
 from workbench.app.gradient_saliency import summary as saliency_summary
 from workbench.app.gradients import PARTS
 from workbench.app.routing import PARTS as ROUTING
-from workbench.engine import specify, stored
 from workbench.models.reference import checkpoints
+from workbench.results import specify, stored
 
 MODEL, N, LENGTH = "zoo/tasks", 8, 24
 ADDRESS = {

@@ -11,8 +11,8 @@ from playwright.sync_api import Page, expect
 import workbench as wb
 from workbench.app.routing import PARTS
 from workbench.app.routing_edits import edits_of
-from workbench.engine import specify, stored
 from workbench.models.reference import checkpoints
+from workbench.results import specify, stored
 
 MODEL, N, LENGTH, EDIT = "zoo/tasks-moe", 8, 32, "L1E2=mute@END"
 # Prompts of one length are measured fastest.

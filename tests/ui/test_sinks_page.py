@@ -11,8 +11,8 @@ from playwright.sync_api import Locator, Page, expect
 
 import workbench as wb
 from workbench.app.sinks import PARTS
-from workbench.engine import specify, stored
 from workbench.models.reference import checkpoints
+from workbench.results import specify, stored
 from workbench.tasks import TASKS
 
 MODEL, N, LENGTH, HEAD = "zoo/tasks-backcopy", 8, 32, "L0H6"

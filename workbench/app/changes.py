@@ -14,9 +14,9 @@ import xarray as xr
 from workbench.analyses import compare
 from workbench.app.parts import CodeBox, FigureSlot, Note, Theme, choice, heading
 from workbench.app.runner import Runner
-from workbench.engine import specify
 from workbench.models.reference import checkpoints, run_names, zoo_names
 from workbench.registry import WorkbenchError
+from workbench.results import specify
 from workbench.runs import Run
 from workbench.session import Session
 from workbench.tasks import make_task

@@ -7,7 +7,7 @@ import xarray as xr
 
 from workbench.app.further import beside
 from workbench.app.page import TracedPage
-from workbench.engine import specify
+from workbench.results import specify
 from workbench.session import Session
 from workbench.tasks import Task, make_task
 

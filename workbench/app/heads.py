@@ -12,8 +12,8 @@ from workbench.analyses import overlap
 from workbench.app.page import TracedPage
 from workbench.app.parts import FigureSlot, GridSlot, Slot, Theme, choice, code, heading
 from workbench.app.runner import Runner
-from workbench.engine import specify
 from workbench.models.heads import head_name, parse_head
+from workbench.results import specify
 from workbench.session import Session
 from workbench.views import attention_pattern, head_map, overlap_curve
 

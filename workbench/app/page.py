@@ -9,7 +9,7 @@ import xarray as xr
 
 from workbench.app.parts import CodeBox, Note
 from workbench.app.runner import Runner, Stale
-from workbench.engine import specify
+from workbench.results import specify
 from workbench.session import Session
 from workbench.tasks import make_task
 

@@ -10,7 +10,7 @@ import xarray as xr
 from workbench.app.page import TracedPage
 from workbench.app.parts import FigureSlot, Note, Slot, Theme, choice, code, heading
 from workbench.app.runner import Runner
-from workbench.engine import specify
+from workbench.results import specify
 from workbench.session import Session
 from workbench.tasks import Task
 from workbench.views import attention_row, repair_plot

@@ -14,8 +14,8 @@ from workbench.app.parts import FigureSlot, Slot, Theme, choice, code, heading
 from workbench.app.routing_part import dense_model, has_experts
 from workbench.app.runner import Runner
 from workbench.app.sink_part import SinkPart
-from workbench.engine import specify
 from workbench.registry import WorkbenchError
+from workbench.results import specify
 from workbench.session import Session
 from workbench.tasks import make_task
 from workbench.views import token_map, token_selection

@@ -12,10 +12,10 @@ import xarray as xr
 from workbench.app.parts import Note
 from workbench.app.runner import Runner
 from workbench.app.sink_part import SinkPart
-from workbench.engine import specify
 from workbench.models.reference import find, zoo_names
 from workbench.progress import Cancelled
 from workbench.registry import WorkbenchError
+from workbench.results import specify
 from workbench.schema import concat
 from workbench.session import Session
 from workbench.tasks import TASKS, make_task

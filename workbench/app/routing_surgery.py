@@ -11,8 +11,8 @@ from workbench.app.parts import FigureSlot, Note, Theme, choice, code, heading
 from workbench.app.routing_edits import History, beside, edits_of, with_edit, without, written
 from workbench.app.routing_part import RoutingPart
 from workbench.app.runner import Runner
-from workbench.engine import specify
 from workbench.models.expert_names import expert_name
+from workbench.results import specify
 from workbench.session import Session
 from workbench.tasks import Task
 from workbench.views import surgery_effects

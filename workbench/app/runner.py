@@ -11,9 +11,10 @@ import panel_material_ui as pmui
 import xarray as xr
 
 from workbench.app.parts import Note, plain
-from workbench.engine import Job, stored, submit
+from workbench.engine import Job, submit
 from workbench.progress import Cancelled
 from workbench.registry import WorkbenchError
+from workbench.results import stored
 
 READY = "Ready"
 POLL = 0.15  # seconds between two looks at a job

@@ -11,10 +11,10 @@ import xarray as xr
 from workbench.app.parts import FigureSlot, GridSlot, Note, Theme, code, heading
 from workbench.app.runner import Runner
 from workbench.app.sink_part import SinkPart
-from workbench.engine import specify
 from workbench.models.heads import head_name
 from workbench.progress import Cancelled
 from workbench.registry import WorkbenchError
+from workbench.results import specify
 from workbench.schema import concat
 from workbench.session import Session
 from workbench.tasks import TASKS, make_task

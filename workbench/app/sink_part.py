@@ -6,7 +6,7 @@ import param
 import xarray as xr
 
 from workbench.app.page import TracedPage
-from workbench.engine import specify
+from workbench.results import specify
 from workbench.tasks import make_task
 
 

@@ -9,9 +9,9 @@ import param
 from workbench.app.parts import Slot, Theme, choice, code, heading
 from workbench.app.runner import Runner
 from workbench.app.sink_part import SinkPart
-from workbench.engine import specify
 from workbench.models.reference import checkpoints
 from workbench.registry import WorkbenchError
+from workbench.results import specify
 from workbench.session import Session
 from workbench.tasks import make_task
 from workbench.views import attention_pattern
